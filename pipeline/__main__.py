@@ -1,0 +1,123 @@
+"""The command line: ``cinevox VERB name=value ...``: one table from verb to function, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from pipeline import __version__
+from pipeline.errors import CinevoxError, ConfigError, nearest
+
+# verb: (module whose `run(config)` does it, paths that it needs, what it does)
+VERBS = {
+    "cohort": ("pipeline.stages.cohort", ("output",), "find or make patients, check them, split them"),
+    "simulate": ("pipeline.stages.simulate", ("input", "output"), "simulate cone-beam CT from CT"),
+    "preprocess": ("pipeline.stages.preprocess", ("input", "output"), "volumes to shards of ordered slices"),
+    "train": ("pipeline.stages.train", ("input", "output"), "shards to a trained run"),
+    "translate": ("pipeline.stages.translate", ("checkpoint", "input", "output"), "volumes to the target modality"),
+    "evaluate": ("pipeline.stages.evaluate", ("output",), "predictions and references to scores"),
+    "report": ("pipeline.stages.report", ("input", "output"), "scores to a page"),
+}
+REPEATED = ("input",)
+SHORT = {"-i": "input", "-o": "output"}
+USAGE = """cinevox VERB [name=value ...] [-i INPUT] [-o OUTPUT] [--dry-run] [--debug] [--help]
+
+  name=value   any setting of conf/ (Hydra's grammar): experiment=..., model=..., preprocess.size=[128,128]
+  input, output, checkpoint, prediction, reference, mask   paths, taken as they stand (input may be repeated)
+  --dry-run    print the resolved configuration and what would be done; write nothing
+  --debug      show a traceback with an error
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; return 0, 2 (the user's error) or 1 (ours)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        return _dispatch([a for a in arguments if a != "--debug"])
+    except CinevoxError as error:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"Error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. What was written stays; the same command continues.\n")
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"Internal error ({type(error).__name__}). Run again with --debug and report the traceback.\n")
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        verbs = "\n".join(f"  {verb:<11}{text}" for verb, (_, _, text) in VERBS.items())
+        sys.stdout.write(f"{USAGE}\nVerbs:\n{verbs}\n\n'cinevox VERB --help' says what a verb reads and writes.\n")
+        return 0
+    if arguments[0] == "--version":
+        sys.stdout.write(f"cinevox {__version__}\n")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        raise ConfigError(f"Unknown verb '{verb}'. {nearest(verb, VERBS)}".strip(), allowed=", ".join(VERBS))
+    module, needed, _ = VERBS[verb]
+    if "-h" in rest or "--help" in rest:
+        sys.stdout.write(f"cinevox {verb}\n\n{_docstring(module)}\n\n{USAGE}")
+        return 0
+    overrides, paths, dry_run = parse(rest)
+    from pipeline.config import compose, plain
+
+    config = compose(overrides, paths, dry_run=dry_run)
+    for name in needed:
+        if not getattr(config, name):
+            raise ConfigError(f"'cinevox {verb}' needs {name}=PATH")
+    if dry_run:
+        sys.stdout.write(json.dumps(plain(config), indent=1) + "\n")
+    importlib.import_module(module).run(config)
+    return 0
+
+
+def parse(arguments: list[str]) -> tuple[list[str], dict[str, object], bool]:
+    """Split arguments into Hydra overrides, paths (as they stand) and the dry-run flag."""
+    from pipeline.config import PATH_KEYS
+
+    overrides: list[str] = []
+    paths: dict[str, list[Path]] = {}
+    dry_run = False
+    queue = list(arguments)
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word.partition("=")
+        if word == "--dry-run":
+            dry_run = True
+        elif word in SHORT:
+            if not queue:
+                raise ConfigError(f"'{word}' needs a path after it")
+            paths.setdefault(SHORT[word], []).append(Path(queue.pop(0)))
+        elif name in PATH_KEYS and equals:
+            paths.setdefault(name, []).append(Path(value))
+        elif word.startswith("-"):
+            raise ConfigError(f"Unknown option '{word}'", allowed="-i, -o, --dry-run, --debug, --help")
+        else:
+            overrides.append(word)
+    for name, values in paths.items():
+        if len(values) > 1 and name not in REPEATED:
+            raise ConfigError(f"'{name}' is given twice")
+    return overrides, {n: v if n in REPEATED else v[0] for n, v in paths.items()}, dry_run
+
+
+def _docstring(module: str) -> str:
+    """Read a stage's docstring without importing it (torch takes seconds)."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""How stages meet on disk: atomic files, hashes, and one claim per output folder.
+
+Every stage writes ``stage.json`` into its output folder before anything else. It states what the folder is
+made of, so that a rerun continues, a finished folder is left alone, and another configuration is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.errors import ArtifactError
+
+STAGE_FILE = "stage.json"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_hash(data: Any) -> str:
+    """Return a SHA-256 over plain data (dicts in any order, lists, numbers, strings)."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield ``NAME.partial`` to write to; on success sync it and rename it to ``path``.
+
+    On an exception the partial file stays behind for inspection and ``path`` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept at the end, because writers choose a format by it.
+    partial = path.with_name(f".{path.name}.partial" if path.suffix == "" else f".partial.{path.name}")
+    yield partial
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data (or a pydantic model) as JSON, atomically."""
+    plain = data.model_dump(mode="json", by_alias=True) if hasattr(data, "model_dump") else data
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, *, what: str) -> Any:
+    """Read a JSON file; ``what`` names the artifact in the error."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"No {what} at '{path}'", remedy="Check the path, or run the stage that writes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{what} at '{path}' is damaged", value=str(error)) from None
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """List the keys whose values differ, as ``key: old -> new``."""
+    lines: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += difference(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+class Claim:
+    """What a stage found in its output folder: ``finished`` (nothing to do) or ``continued`` (an earlier run)."""
+
+    def __init__(self, folder: Path, record: dict[str, Any], *, finished: bool, continued: bool) -> None:
+        self.folder, self.record, self.finished, self.continued = folder, record, finished, continued
+
+    def finish(self, **results: Any) -> None:
+        """Mark the folder as complete, with plain results worth keeping."""
+        write_json(self.folder / STAGE_FILE, {**self.record, "finished": True, "results": results})
+
+
+def claim_output(folder: Path, verb: str, settings: Mapping[str, Any], *, force: bool = False) -> Claim:
+    """Claim an output folder for ``verb`` made with ``settings`` (plain data that decides its content).
+
+    Returns:
+        A claim; ``finished`` when the same stage with the same settings is complete there.
+
+    Raises:
+        ArtifactError: The folder holds something else, another stage, or the same stage with other settings.
+    """
+    settings = json.loads(json.dumps(settings, default=str))
+    record = {
+        "schema": 1,
+        "verb": verb,
+        "cinevox": __version__,
+        "hash": content_hash(settings),
+        "settings": settings,
+        "finished": False,
+    }
+    path = folder / STAGE_FILE
+    if path.exists():
+        old = read_json(path, what=f"{STAGE_FILE} of the output folder")
+        if old.get("verb") != verb:
+            raise ArtifactError(
+                f"Output folder '{folder}' belongs to 'cinevox {old.get('verb')}'",
+                remedy="Choose another output folder",
+            )
+        if old.get("hash") == record["hash"]:
+            return Claim(folder, old, finished=bool(old.get("finished")), continued=True)
+        if not force:
+            lines = difference(old.get("settings", {}), settings)
+            raise ArtifactError(
+                f"Output folder '{folder}' was made with other settings: " + "; ".join(lines[:12]),
+                remedy="Choose another output folder, or remove this one",
+            )
+        record["forced"] = [*old.get("forced", []), difference(old.get("settings", {}), settings)]
+        write_json(path, record)
+        return Claim(folder, record, finished=False, continued=True)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(f"Output '{folder}' is already in use", remedy="Choose a new or empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    return Claim(folder, record, finished=False, continued=False)
+
+
+def check_free_space(folder: Path, needed_bytes: int) -> None:
+    """Raise ArtifactError when the disk below ``folder`` has less than ``needed_bytes`` free."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise ArtifactError(
+            f"Not enough disk space for '{folder}'",
+            value=f"{free / 1e9:.2f} GB free",
+            allowed=f"at least {needed_bytes / 1e9:.2f} GB",
+            remedy="Free some space or choose an output folder on another disk",
+        )

@@ -1,0 +1,1 @@
+"""Losses, one family per file: functions of tensors, or small modules."""

@@ -1,0 +1,22 @@
+"""Metrics: how far a predicted volume is from its reference.
+
+One function per metric, one family per file; importing the package fills `METRICS`. To add a metric, write one
+function under `registry.metric` and put its name into a profile in ``conf/metrics/``.
+"""
+
+from pipeline.metrics import continuity, correlation, intensity, structure
+from pipeline.metrics.registry import METRICS, Metric, Undefined, check_metrics, compute
+from pipeline.metrics.summary import summarise
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Undefined",
+    "check_metrics",
+    "compute",
+    "continuity",
+    "correlation",
+    "intensity",
+    "structure",
+    "summarise",
+]

@@ -1,0 +1,122 @@
+"""Scoring one case: every method, every region, every metric, one volume of each kind in memory at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.errors import CinevoxError
+from pipeline.geometry import FILM_AXES, Grid, Volume, grid_difference
+from pipeline.metrics.comparison import CaseFiles, Target, on_grid, read_film, read_target
+from pipeline.metrics.registry import METRICS, compute
+from pipeline.records import Score, unique
+from pipeline.settings import MetricsSettings
+
+SOURCE = "source"
+
+
+@dataclass(frozen=True)
+class CaseJob:
+    """One case to score: its files per method, and whether the untranslated source is scored too."""
+
+    case: str
+    methods: dict[str, CaseFiles]
+    metrics: MetricsSettings
+    body_threshold_hu: float
+    score_source: bool
+    may_resample: bool
+
+
+@dataclass
+class CaseResult:
+    """Scores of one case, remarks for the reader, and what could not be scored, each with the case's name."""
+
+    scores: list[Score] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
+
+
+def score_case(job: CaseJob) -> CaseResult:
+    """Score all methods of one case; a method that cannot be scored is named in ``excluded`` and the others go on."""
+    result = CaseResult()
+    last: tuple[Grid, CaseFiles, Target] | None = None
+    source_open = job.score_source
+    for method, files in job.methods.items():
+        who = f"case '{job.case}' ({method})"
+        try:
+            prediction = read_film(files.prediction, "prediction", job.metrics.unit)
+            if last is None or grid_difference(last[0], prediction.grid) or not _same_target(last[1], files):
+                target = read_target(
+                    files,
+                    prediction.grid,
+                    unit=job.metrics.unit,
+                    body_threshold_hu=job.body_threshold_hu,
+                    may_resample=job.may_resample,
+                )
+                result.notes += [f"{who}: {note}" for note in target.notes]
+                last = (prediction.grid, files, target)
+            target = last[2]
+            if source_open and files.source is not None:
+                source_open = False
+                _score_source(job, files, target, result)
+            result.scores += _scores(job, files, method, prediction, target)
+        except CinevoxError as error:
+            result.excluded.append(f"{who}: {error}")
+        except (OSError, MemoryError, ValueError) as error:
+            # Not the message: it may hold a path, and a path may hold a name.
+            result.excluded.append(f"{who}: {type(error).__name__} while it was read or scored")
+    return result
+
+
+def _same_target(a: CaseFiles, b: CaseFiles) -> bool:
+    return (a.reference, a.mask, a.mask_kind) == (b.reference, b.mask, b.mask_kind)
+
+
+def _score_source(job: CaseJob, files: CaseFiles, target: Target, result: CaseResult) -> None:
+    assert files.source is not None
+    who = f"case '{job.case}' ({SOURCE})"
+    try:
+        source = read_film(files.source, "source", job.metrics.unit)
+        # Where the source shows nothing it has air, the lowest value of the range.
+        source, difference = on_grid(source, target.volume.grid, outside=job.metrics.clip[0])
+    except CinevoxError as error:
+        result.excluded.append(f"{who}: {error}")
+        return
+    if difference:
+        result.notes.append(f"{who}: the source was resampled onto the prediction's grid ({difference})")
+    result.scores += _scores(job, files, SOURCE, source, target)
+
+
+def _scores(job: CaseJob, files: CaseFiles, method: str, prediction: Volume, target: Target) -> list[Score]:
+    assert prediction.grid.axes == FILM_AXES
+    scores = []
+    for name in unique(job.metrics.regions):
+        region = target.regions.get(name)
+        if region is None:
+            continue
+        for metric_name in job.metrics.metrics:
+            value, reason = (None, region.reason)
+            if not region.reason:
+                value, reason = compute(
+                    metric_name,
+                    prediction.array,
+                    target.volume.array,
+                    region.mask,
+                    prediction.spacing_mm,
+                    clip=job.metrics.clip,
+                    data_range=job.metrics.data_range,
+                )
+            metric = METRICS[metric_name]
+            scores.append(
+                Score(
+                    case=job.case,
+                    patient=files.patient,
+                    method=method,
+                    region=name,
+                    metric=metric_name,
+                    value=value,
+                    unit=metric.unit_for(job.metrics.unit),
+                    better=metric.better,
+                    reason=reason,
+                )
+            )
+    return scores

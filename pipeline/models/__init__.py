@@ -1,0 +1,1 @@
+"""One Lightning module per method, readable top to bottom; a method is `Translator`."""

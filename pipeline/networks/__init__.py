@@ -1,0 +1,1 @@
+"""Architectures, one per file; they arrive in a method as constructor arguments."""

@@ -1,0 +1,21 @@
+"""How weights start, in one place for all networks."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def initialise_normal(network: nn.Module, spread: float = 0.02) -> None:
+    """Draw convolution weights from N(0, spread); biases 0, norm scales N(1, spread), norm shifts 0.
+
+    Draws from torch's global generator, so that a run's seed decides. Formula: docs of vid2vid and pix2pixHD.
+    Weights on the meta device stay as they are.
+    """
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(module.weight, 0.0, spread)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.BatchNorm2d, nn.InstanceNorm2d)) and module.weight is not None:
+            nn.init.normal_(module.weight, 1.0, spread)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,53 @@
+"""The baseline: MONAI's U-Net with residual units, in two dimensions."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.nets import UNet
+from torch import nn
+
+from pipeline.errors import ConfigError
+from pipeline.networks.padding import pad_to_multiple
+
+
+class ResidualUNet(nn.Module):
+    """A 2D residual U-Net with instance norm and a convolution head in float32.
+
+    Args:
+        channels_in: Input channels, e.g. 2k + 1 neighbouring slices.
+        channels_out: Output channels.
+        widths: Channels of each level; each further level halves the resolution.
+        residual_units: Convolutions with a skip connection in each level.
+    """
+
+    def __init__(
+        self,
+        channels_in: int = 1,
+        channels_out: int = 1,
+        widths: list[int] | None = None,
+        residual_units: int = 2,
+    ) -> None:
+        super().__init__()
+        widths = [32, 64, 128, 256, 512] if widths is None else list(widths)
+        if len(widths) < 2 or min(widths) < 1:
+            raise ConfigError("The U-Net needs two levels", value=widths, allowed="two or more positive widths")
+        self.channels_in, self.channels_out = channels_in, channels_out
+        self.multiple = 2 ** (len(widths) - 1)
+        self.body = UNet(
+            spatial_dims=2,
+            in_channels=channels_in,
+            out_channels=widths[0],
+            channels=widths,
+            strides=[2] * (len(widths) - 1),
+            num_res_units=residual_units,
+            norm="instance",
+        )
+        self.head = nn.Sequential(nn.PReLU(), nn.Conv2d(widths[0], channels_out, 3, padding=1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map (batch, channels_in, height, width) to (batch, channels_out, height, width), float32, any size."""
+        height, width = images.shape[-2:]
+        # Instance norm refuses a single pixel, so the deepest level keeps at least two by two.
+        features = self.body(pad_to_multiple(images, self.multiple, 2 * self.multiple))
+        with torch.autocast(device_type=images.device.type, enabled=False):
+            return self.head(features.float())[..., :height, :width]

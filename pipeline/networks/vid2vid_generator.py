@@ -1,0 +1,126 @@
+"""The recurrent vid2vid generator: image branch, flow branch, and their composition.
+
+Source: Wang et al., Video-to-Video Synthesis, NeurIPS 2018 (arXiv 1808.06601), coarsest scale; the layer table is in
+docs/architecture.md. Written from the published facts, with images of any number of channels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from pipeline.errors import ConfigError
+from pipeline.networks.initialisation import initialise_normal
+from pipeline.networks.padding import pad_to_multiple
+from pipeline.networks.residual_blocks import ResidualBlock, down, stem, up
+from pipeline.networks.warp import warp
+
+
+class Frame(NamedTuple):
+    """One generated frame, all float32; ``flow`` and ``weight`` are None where nothing was composed."""
+
+    image: torch.Tensor  # (batch, channels, height, width), what the method puts out
+    raw: torch.Tensor  # the image branch alone, the same shape
+    flow: torch.Tensor | None  # (batch, 2, height, width), pixels: where the last frame is sampled
+    weight: torch.Tensor | None  # (batch, 1, height, width) in [0, 1]: 1 takes the raw image, 0 the warped one
+
+
+class Vid2VidGenerator(nn.Module):
+    """Generate a frame from the last source frames and the last *generated* frames.
+
+    Args:
+        channels_in: Channels of a source frame.
+        channels_out: Channels of a target frame.
+        past: Number of past frames looked at (tG - 1).
+        width: Channels at full resolution (ngf).
+        downsamplings: Halvings of the resolution.
+        blocks: Residual blocks; the larger half stands in the encoders, the rest in each branch.
+        norm: ``instance``, ``instance_affine`` or ``batch``.
+        flow: Whether there is a flow branch; without one the raw image is the output.
+        flow_scale: Pixels of flow per unit of the flow head.
+
+    Raises:
+        ConfigError: A size that leaves no network.
+    """
+
+    def __init__(
+        self,
+        channels_in: int = 1,
+        channels_out: int = 1,
+        past: int = 2,
+        width: int = 64,
+        downsamplings: int = 3,
+        blocks: int = 9,
+        norm: str = "instance",
+        flow: bool = True,
+        flow_scale: float = 20.0,
+    ) -> None:
+        super().__init__()
+        if min(channels_in, channels_out, past, width, downsamplings) < 1 or blocks < 2:
+            raise ConfigError(
+                "The vid2vid generator is too small to exist",
+                value=f"past={past}, width={width}, downsamplings={downsamplings}, blocks={blocks}",
+                allowed="past, width and downsamplings from 1, blocks from 2",
+            )
+        self.channels_in, self.channels_out, self.past, self.flow_scale = channels_in, channels_out, past, flow_scale
+        self.multiple = 2**downsamplings
+        deep = width * self.multiple
+        branch_blocks = blocks // 2
+
+        def encoder(channels: int) -> nn.Sequential:
+            halvings = [down(width * 2**i, norm) for i in range(downsamplings)]
+            residual = [ResidualBlock(deep, norm) for _ in range(blocks - branch_blocks)]
+            return nn.Sequential(stem(channels, width, norm), *halvings, *residual)
+
+        def branch() -> nn.Sequential:
+            residual = [ResidualBlock(deep, norm) for _ in range(branch_blocks)]
+            doublings = [up(deep // 2**i, norm) for i in range(downsamplings)]
+            return nn.Sequential(*residual, *doublings)
+
+        def head(channels: int) -> nn.Conv2d:
+            return nn.Conv2d(width, channels, 7, padding=3, padding_mode="reflect")
+
+        self.source_encoder = encoder((past + 1) * channels_in)
+        self.past_encoder = encoder(past * channels_out)
+        self.image_branch, self.image_head = branch(), head(channels_out)
+        self.flow_branch = branch() if flow else None
+        self.flow_head = head(2) if flow else None
+        self.weight_head = head(1) if flow else None
+        initialise_normal(self)
+
+    def forward(self, source: torch.Tensor, past: torch.Tensor, compose: bool = True) -> Frame:
+        """Generate one frame.
+
+        Args:
+            source: (batch, (past + 1) * channels_in, height, width) in [-1, 1]; the current frame last.
+            past: (batch, past * channels_out, height, width): generated frames, the most recent last; zeros where
+                there is none.
+            compose: False for a film's first frame: there is nothing to warp and the raw image is the output.
+
+        Returns:
+            The frame at the source's size; any height and width (padded inside).
+        """
+        height, width = source.shape[-2:]
+        # Reflection needs two pixels at the deepest level and four at full resolution.
+        size = {"multiple": self.multiple, "minimum": max(2 * self.multiple, 4)}
+        features = self.source_encoder(pad_to_multiple(source, **size))
+        features = features + self.past_encoder(pad_to_multiple(past, **size))
+        image_features = self.image_branch(features)
+        composing = compose and self.flow_branch is not None
+        flow_features = self.flow_branch(features) if composing and self.flow_branch is not None else None
+        # Near the ends of the range one bf16 step is 8 HU, so heads and composition leave autocast.
+        with torch.autocast(device_type=source.device.type, enabled=False):
+            raw = torch.tanh(self.image_head(image_features.float()))[..., :height, :width]
+            if flow_features is None or self.flow_head is None or self.weight_head is None:
+                return Frame(raw, raw, None, None)
+            flow_features = flow_features.float()
+            flow = self.flow_scale * self.flow_head(flow_features)[..., :height, :width]
+            weight = torch.sigmoid(self.weight_head(flow_features))[..., :height, :width]
+            return Frame(compose_frame(raw, past[:, -self.channels_out :], flow, weight), raw, flow, weight)
+
+
+def compose_frame(raw: torch.Tensor, last: torch.Tensor, flow: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return ``weight * raw + (1 - weight) * warp(last, flow)``; shapes as in ``Frame``, float32."""
+    return weight * raw + (1 - weight) * warp(last, flow)

@@ -1,0 +1,269 @@
+"""What is on disk between stages: the cohort, the shard index, translations and scores, each with a schema version."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.artifacts import read_json, write_json
+from pipeline.errors import ArtifactError
+
+CASE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+MODALITY = re.compile(r"[a-z][a-z0-9]{0,15}")
+Split = Literal["train", "validation", "test"]
+CaseId = Annotated[str, Field(pattern=rf"^{CASE_ID.pattern}$")]
+Modality = Annotated[str, Field(pattern=rf"^{MODALITY.pattern}$")]
+
+
+class Record(BaseModel):
+    """Plain, validated data with a file name and a schema version of its own."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    FILE: ClassVar[str] = ""
+    WHAT: ClassVar[str] = "record"
+
+    @classmethod
+    def load(cls, place: Path) -> Self:
+        """Read the record from its file, or from the folder that holds it."""
+        path = place / cls.FILE if place.is_dir() else place
+        data = read_json(path, what=cls.WHAT)
+        known = cls.model_fields["schema_version"].default if "schema_version" in cls.model_fields else None
+        found = data.get("schema") if isinstance(data, dict) else None
+        if known is not None and found != known:
+            raise ArtifactError(
+                f"{cls.WHAT} at '{path}' has another schema version",
+                value=found,
+                allowed=known,
+                remedy="Write it again with this version of Cinevox",
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ArtifactError(f"{cls.WHAT} at '{path}' is not valid at '{where}'", value=first["msg"]) from None
+
+    def save(self, folder: Path) -> None:
+        """Write the record atomically under its own name into ``folder``."""
+        write_json(folder / self.FILE, self)
+
+
+class GridRecord(BaseModel):
+    """A voxel grid as plain data: ``shape`` and the first three rows of the affine (index to mm, RAS+)."""
+
+    model_config = ConfigDict(extra="forbid")
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, float, float, float], ...]
+
+
+class VolumeFile(BaseModel):
+    """A volume on disk: ``path`` is relative to the cohort's root (or absolute), in POSIX form."""
+
+    model_config = ConfigDict(extra="forbid")
+    path: str
+    unit: str
+    grid: GridRecord
+    sha256: str
+    voxel_hash: str = ""  # over the voxels alone: the same image under another name or header
+
+
+class Case(BaseModel):
+    """The co-registered volumes of one patient at one time."""
+
+    model_config = ConfigDict(extra="forbid")
+    case_id: CaseId
+    patient: str
+    split: Split
+    volumes: dict[Modality, VolumeFile]
+    masks: dict[str, VolumeFile] = Field(default_factory=dict)  # 'body', 'field_of_view': non-zero is inside
+    flags: list[str] = Field(default_factory=list)  # suspicions that did not stop the case
+
+
+class Excluded(BaseModel):
+    """A case that was left out, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+    case_id: str
+    reason: str
+
+
+class Cohort(Record):
+    """``cohort.json``: cases, patients, splits, checks and hashes."""
+
+    FILE: ClassVar[str] = "cohort.json"
+    WHAT: ClassVar[str] = "cohort record"
+    schema_version: Literal[1] = Field(1, alias="schema")
+    name: str
+    root: str
+    cases: list[Case]
+    excluded: list[Excluded] = Field(default_factory=list)
+    made_by: dict[str, Any] = Field(default_factory=dict)  # verb and settings that made it
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        seen: set[str] = set()
+        split_of: dict[str, str] = {}
+        for case in self.cases:
+            if case.case_id.lower() in seen:
+                raise ValueError(f"case '{case.case_id}' is listed twice (names are compared without case)")
+            seen.add(case.case_id.lower())
+            if split_of.setdefault(case.patient, case.split) != case.split:
+                raise ValueError(f"a patient of case '{case.case_id}' is in two splits")
+        return self
+
+    def path(self, volume: VolumeFile) -> Path:
+        """Return where a volume's file lies."""
+        return Path(self.root) / volume.path
+
+    def select(self, split: str) -> list[Case]:
+        """Return the cases of one split, or all of them for 'all'."""
+        return [case for case in self.cases if split in ("all", case.split)]
+
+
+class ShardFile(BaseModel):
+    """One shard: its tar file, its table of offsets, and what must be found in them."""
+
+    model_config = ConfigDict(extra="forbid")
+    file: str
+    sha256: str
+    bytes: int
+    table: str
+    table_sha256: str
+    members: int
+    cases: list[str]
+
+
+class ShardCase(BaseModel):
+    """One case in the shards: where it is, how its film was cut from the volume, and its intensity statistics."""
+
+    model_config = ConfigDict(extra="forbid")
+    case_id: CaseId
+    patient: str
+    split: Split
+    shard: int
+    slices: int
+    film_grid: GridRecord  # the stored film: (slices, rows, columns)
+    source_grids: dict[Modality, GridRecord]  # the native grid of each modality's file
+    scale: dict[Modality, float] = Field(default_factory=dict)  # stored value x scale = physical value
+    percentiles: dict[Modality, tuple[float, float]] = Field(default_factory=dict)  # 0.5 and 99.5 % inside the mask
+
+
+class ShardModality(BaseModel):
+    """How a modality is stored: unit, dtype ('int16' or 'float16') and the value of padding."""
+
+    model_config = ConfigDict(extra="forbid")
+    unit: str
+    dtype: Literal["int16", "float16"]
+    padding: float
+
+
+class ShardIndex(Record):
+    """``index.json`` of a shard folder."""
+
+    FILE: ClassVar[str] = "index.json"
+    WHAT: ClassVar[str] = "shard index"
+    schema_version: Literal[1] = Field(1, alias="schema")
+    config_hash: str
+    cohort: str  # where cohort.json lies
+    cohort_hash: str
+    codec: Literal["lz4", "none"]
+    axes: Literal["SPL"]
+    spacing_mm: tuple[float, float, float]  # slice, row, column
+    size: tuple[int, int]  # rows, columns
+    modalities: dict[Modality, ShardModality]
+    cases: list[ShardCase]
+    shards: list[ShardFile]
+    preprocess: dict[str, Any]
+    excluded: list[Excluded] = Field(default_factory=list)
+
+    def select(self, split: str) -> list[ShardCase]:
+        """Return the cases of one split, or all of them for 'all'."""
+        return [case for case in self.cases if split in ("all", case.split)]
+
+
+class TranslatedCase(BaseModel):
+    """One translated volume: files are relative to the translation's folder, or absolute."""
+
+    model_config = ConfigDict(extra="forbid")
+    case_id: CaseId
+    patient: str
+    prediction: str
+    source: str = ""
+    reference: str = ""
+    mask: str = ""  # field of view or given mask; empty when there is none
+    mask_kind: str = ""  # 'field_of_view' (evaluate combines it with the body) or 'given'
+    seconds: float = 0.0
+
+
+class Translation(Record):
+    """``translation.json``: which run translated what, and where the references are."""
+
+    FILE: ClassVar[str] = "translation.json"
+    WHAT: ClassVar[str] = "translation record"
+    schema_version: Literal[1] = Field(1, alias="schema")
+    method: str
+    label: str  # shown in tables; the experiment's name or the method's
+    run: str
+    checkpoint_sha256: str
+    source_modality: str
+    target_modality: str
+    unit: str
+    cases: list[TranslatedCase]
+    excluded: list[Excluded] = Field(default_factory=list)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Score(BaseModel):
+    """One number: a metric of one case, one method, one region; ``null`` carries its reason."""
+
+    model_config = ConfigDict(extra="forbid")
+    case: str
+    patient: str
+    method: str
+    region: str
+    metric: str
+    value: float | None
+    unit: str
+    better: Literal["lower", "higher", "zero"]
+    reason: str = ""
+
+
+class Summary(BaseModel):
+    """Mean and sample standard deviation over cases; ``n`` counts defined values, ``undefined`` the others."""
+
+    model_config = ConfigDict(extra="forbid")
+    method: str
+    region: str
+    metric: str
+    mean: float | None
+    sd: float | None
+    n: int
+    undefined: int
+    unit: str
+    better: Literal["lower", "higher", "zero"]
+
+
+class Scores(Record):
+    """``scores.json``: every score with the profile that defines it."""
+
+    FILE: ClassVar[str] = "scores.json"
+    WHAT: ClassVar[str] = "scores"
+    schema_version: Literal[1] = Field(1, alias="schema")
+    profile: dict[str, Any]
+    scores: list[Score]
+    summary: list[Summary]
+    translations: list[str] = Field(default_factory=list)  # folders whose volumes were scored: figures read them
+    notes: list[str] = Field(default_factory=list)  # resampled references, cases left out
+
+    def methods(self) -> list[str]:
+        """Return the methods in the order in which they were scored."""
+        return unique(score.method for score in self.scores)
+
+
+def unique(items: Iterable[str]) -> list[str]:
+    """Return the distinct items in order of first appearance."""
+    return list(dict.fromkeys(items))

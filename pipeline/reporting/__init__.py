@@ -1,0 +1,1 @@
+"""Reports of scores: tables, figures and a self-contained page."""

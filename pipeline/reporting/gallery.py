@@ -1,0 +1,155 @@
+"""Draw everything that a page shows: choose the cases, read their volumes one at a time, keep the originals as PNG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from pipeline.errors import CinevoxError
+from pipeline.metrics.comparison import CaseFiles
+from pipeline.progress import track
+from pipeline.records import Scores, Translation, unique
+from pipeline.reporting.figures import Histogram, at_a_glance, continuity, panels, profile
+from pipeline.reporting.page import CasePage, Pane, Picture, Pictures, data_uri
+from pipeline.reporting.pictures import PictureCase, load_picture
+from pipeline.reporting.style import DARK, LIGHT, Theme, chart_bytes, photo_bytes, rasterise, save_png
+from pipeline.reporting.tables import SOURCE, columns, regions
+from pipeline.settings import ReportSettings
+
+_HU_MODALITIES = ("ct", "cbct")
+
+
+class Gallery:
+    """Draws the pictures of a report; originals go to ``folder`` (``figures/``), remarks into ``notes``."""
+
+    def __init__(self, scores: Scores, settings: ReportSettings, folder: Path) -> None:
+        self.scores, self.settings, self.folder = scores, settings, folder
+        self.methods = [name for name in scores.methods() if name != SOURCE]
+        self.unit = str(scores.profile.get("unit", "HU"))
+        self.threshold = float(scores.profile.get("body_threshold_hu", -500))
+        self.windows, self.difference = dict(settings.windows), settings.difference
+        if self.unit != "HU" and "clip" in scores.profile:
+            # Windows are stated in HU; other units are shown over the range of the scores.
+            low, high = (float(v) for v in scores.profile["clip"])
+            self.windows, self.difference = {"range": ((low + high) / 2, high - low)}, (high - low) / 10
+        self.notes: list[str] = []
+        self.files: dict[str, dict[str, CaseFiles]] = {}
+        self.show_source = False
+
+    def draw(self) -> Pictures:
+        """Draw what can be drawn; what cannot is named in ``notes`` and the page does without."""
+        self._find_volumes()
+        pictures = Pictures()
+        heads, names = columns(self.scores), regions(self.scores)
+        if names:
+            alt = f"Scores of every case in region {names[0]}, one small plot per metric."
+            glance = self._chart(lambda theme: at_a_glance(self.scores, names[0], heads, theme), "all_cases", alt)
+            pictures.overview.append(glance)
+        pooled = self._histogram()
+        chosen = self._choose()
+        for case, rank in track(list(chosen.items()), "Drawing", len(chosen)):
+            try:
+                loaded = load_picture(
+                    self.files[case], unit=self.unit, body_threshold_hu=self.threshold, show_source=self.show_source
+                )
+            except (CinevoxError, OSError, ValueError) as error:
+                reason = str(error) if isinstance(error, CinevoxError) else type(error).__name__
+                self.notes.append(f"No pictures of case '{case}': {reason}")
+                continue
+            self.notes += loaded.notes
+            pooled.add(loaded)
+            pictures.cases.append(self._case(loaded, rank))
+        if len(pictures.cases) > 1:
+            alt = f"Histogram of the differences to the target over the {len(pictures.cases)} cases that are shown."
+            pictures.overview.append(self._chart(lambda theme: pooled.draw(self.methods, theme), "differences", alt))
+        return pictures
+
+    def _find_volumes(self) -> None:
+        for place in self.scores.translations:
+            try:
+                record = Translation.load(Path(place))
+            except CinevoxError:
+                self.notes.append("The volumes of a translation are no longer where they were, so it has no pictures.")
+                continue
+            method = record.label or record.method
+            folder = Path(place) if Path(place).is_dir() else Path(place).parent
+            self.show_source = self.show_source or (self.unit == "HU" and record.source_modality in _HU_MODALITIES)
+            for case in record.cases:
+                files = CaseFiles.of(case, folder)
+                if method in self.methods and files.reference is not None:
+                    self.files.setdefault(case.case_id, {})[method] = files
+
+    def _choose(self) -> dict[str, str]:
+        """Return the cases to draw with their rank: all, or spread from the best to the worst."""
+        cases = [case for case in unique(s.case for s in self.scores.scores) if case in self.files]
+        names, heads = regions(self.scores), columns(self.scores)
+        if len(cases) <= self.settings.cases or not names or not self.methods:
+            return dict.fromkeys(cases, "")
+        head, method = heads[0], self.methods[0]
+        values = {
+            s.case: s.value
+            for s in self.scores.scores
+            if s.metric == head.metric and s.region == names[0] and s.method == method and s.value is not None
+        }
+        ranked = sorted((c for c in cases if c in values), key=lambda c: values[c], reverse=head.better == "higher")
+        count = min(self.settings.cases, len(ranked))
+        places = sorted({round(i * (len(ranked) - 1) / max(1, count - 1)) for i in range(count)})
+        self.notes.append(
+            f"Pictures show {len(places)} of {len(cases)} cases, spread from the best to the worst {head.title} "
+            f"of '{method}'."
+        )
+        return {ranked[p]: f"{head.title} rank {p + 1} of {len(ranked)} for '{method}'" for p in places}
+
+    def _histogram(self) -> Histogram:
+        return Histogram(self.unit, 2.5 * self.difference)
+
+    def _case(self, case: PictureCase, rank: str) -> CasePage:
+        panes = []
+        for place, (name, window) in enumerate(self.windows.items()):
+            # Differences do not depend on the window, so they are drawn once.
+            full = place == 0
+            figure = panels(case, window, self.difference, self.settings.panels, full=full)
+            shown = ", ".join([*case.volumes, "target"])
+            alt = f"Case {case.case}: {shown}; {name} window, level {window[0]:g}, width {window[1]:g} {case.unit}"
+            alt += ", with the differences to the target below." if full else "."
+            title = f"{name} {window[0]:g}/{window[1]:g}" + (" with differences" if full else "")
+            panes.append(Pane(title, self._photo(figure, f"{case.case}_{name}", alt)))
+        own = self._histogram()
+        own.add(case)
+        charts = [
+            self._chart(
+                lambda theme: own.draw(self.methods, theme),
+                f"{case.case}_differences",
+                f"Case {case.case}: histogram of the differences to the target, logarithmic.",
+            ),
+            self._chart(
+                lambda theme: profile(case, self.methods, theme),
+                f"{case.case}_profile",
+                f"Case {case.case}: intensity along a horizontal line through the middle of the body.",
+            ),
+            self._chart(
+                lambda theme: continuity(case, self.methods, theme),
+                f"{case.case}_along_axis",
+                f"Case {case.case}: mean absolute error of each slice along the axis.",
+            ),
+        ]
+        return CasePage(case.case, case.patient, rank, panes, charts)
+
+    def _photo(self, figure: Figure, name: str, alt: str) -> Picture:
+        image = rasterise(figure)
+        save_png(image, self.folder / f"{file_name(name)}.png")
+        return Picture(data_uri(*photo_bytes(image)), "", image.width, image.height, alt)
+
+    def _chart(self, draw: Callable[[Theme], Figure], name: str, alt: str) -> Picture:
+        light = rasterise(draw(LIGHT))
+        save_png(light, self.folder / f"{file_name(name)}.png")
+        dark = rasterise(draw(DARK))
+        return Picture(data_uri(*chart_bytes(light)), data_uri(*chart_bytes(dark)), light.width, light.height, alt)
+
+
+def file_name(text: str) -> str:
+    """Return text as a safe file name without a suffix."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:120]

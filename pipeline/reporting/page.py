@@ -1,0 +1,113 @@
+"""The report as one self-contained page: no script, no request, everything from data escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline import __version__
+from pipeline.artifacts import atomic_path
+from pipeline.records import Scores, unique
+from pipeline.reporting.tables import SOURCE, case_table, columns, regions, summary_table
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image inside the page: its data URI, a second one for dark pages (or ''), its size and its description."""
+
+    light: str
+    dark: str
+    width: int
+    height: int
+    alt: str
+
+
+@dataclass(frozen=True)
+class Pane:
+    """One of several pictures behind a row of buttons."""
+
+    title: str
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class CasePage:
+    """The pictures of one case; ``rank`` says why it was chosen."""
+
+    case: str
+    patient: str
+    rank: str
+    panes: list[Pane]
+    charts: list[Picture]
+
+
+@dataclass
+class Pictures:
+    """Everything drawn for a page."""
+
+    overview: list[Picture] = field(default_factory=list)
+    cases: list[CasePage] = field(default_factory=list)
+
+
+def data_uri(media_type: str, content: bytes) -> str:
+    """Return an image as a data URI."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], settings: dict[str, Any]) -> str:
+    """Return the page as HTML.
+
+    Args:
+        scores: Of all methods.
+        pictures: May be empty: the page then holds tables only.
+        title: Of the page.
+        notes: Remarks, in addition to those of the scores.
+        settings: Plain data, printed at the end.
+    """
+    css = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    # The policy allows this one style sheet by its hash: nothing that comes from data can style or run.
+    style_hash = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = regions(scores)
+    methods = unique(s.method for s in scores.scores)
+    return environment.get_template("report.html.j2").render(
+        css=Markup(css),  # noqa: S704 - our own file
+        style_hash=style_hash,
+        title=title,
+        date=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
+        version=__version__,
+        profile=scores.profile,
+        clip=[f"{float(v):g}" for v in scores.profile.get("clip", [])],
+        cases=unique(s.case for s in scores.scores),
+        patients=unique(s.patient for s in scores.scores),
+        methods=[m for m in methods if m != SOURCE],
+        columns=columns(scores),
+        tables=[summary_table(scores, name) for name in names],
+        case_tables=[(name, case_table(scores, name)) for name in names],
+        undefined=[s for s in scores.scores if s.value is None],
+        pictures=pictures,
+        notes=notes,
+        settings=json.dumps(settings, indent=2, ensure_ascii=False, default=str),
+    )
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write the page atomically as UTF-8."""
+    with atomic_path(path) as partial:
+        partial.write_text(html, encoding="utf-8")

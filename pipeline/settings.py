@@ -1,0 +1,275 @@
+"""The schema of the configuration: one frozen model per section, no defaults (those stand in ``conf/``)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Spacing = tuple[Positive, Positive, Positive]
+
+
+class Section(BaseModel):
+    """Unknown keys are refused and values cannot change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitSettings(Section):
+    """Fractions of patients, or lists of patients that decide before the fractions do."""
+
+    fractions: dict[Literal["train", "validation", "test"], Fraction]
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        total = sum(self.fractions.values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the fractions must sum to 1, they sum to {total:g}")
+        listed = [*self.train, *self.validation, *self.test]
+        if len(set(listed)) != len(listed):
+            raise ValueError("a patient is listed in two splits")
+        return self
+
+
+class CohortSettings(Section):
+    """How patients are found (``folder``) or made (``phantom``), checked and split."""
+
+    layout: Literal["folder", "phantom"]
+    split: SplitSettings
+    include: list[str]  # case names to take (folder names or file stems); empty: all
+    exclude: list[str]
+    # folder
+    modality: str | None  # of a flat folder, in which each file is one case
+    patient_pattern: str | None  # a regular expression on the case's name; its first group is the patient
+    similarity_check: bool  # compare the pairs' contents and flag outliers
+    # phantom
+    patients: Count
+    anatomy: Literal["torso", "head", "mixed"]
+    size: tuple[Count, Count, Count]  # slices, rows, columns
+    spacing_mm: Spacing  # slice, row, column
+    modalities: list[str]
+
+
+class SimulateSettings(Section):
+    """CBCT physics and geometry; see docs/explanation/cbct-simulation.md."""
+
+    preset: str
+    spacing_mm: Spacing  # of the reconstruction: slice, row, column
+    axial: Literal["split", "crop"]
+    body_threshold_hu: float
+    fan: Literal["half", "full"]
+    arc_degrees: Annotated[float, Field(gt=180, le=360)]
+    angles: Annotated[int, Field(ge=8)]  # evenly over the arc
+    source_axis_mm: Positive
+    source_detector_mm: Positive
+    detector_size_mm: tuple[Positive, Positive]  # across, along the axis
+    detector_pixel_mm: Positive
+    detector_offset_mm: NotNegative
+    tube_kv: Annotated[float, Field(ge=40, le=150)]
+    filtration_mm: dict[str, NotNegative]  # chemical symbol: thickness
+    photons_per_mm2: NotNegative  # on the detector, open beam, one view; 0: no noise
+    scatter_to_primary: NotNegative  # behind the centre of the calibration cylinder; 0: no scatter
+    scatter_width_mm: Positive  # standard deviation of the kernel on the detector
+    scatter_correction: Fraction
+    calibration_diameter_mm: Positive  # of the water cylinder
+    motion_mm: NotNegative  # breathing amplitude; 0: still
+    motion_period_s: Positive
+    rotation_s: Positive  # of 360 degrees
+    hann_cut_off: Annotated[float, Field(gt=0, le=1)]  # of the Nyquist frequency
+    pictures: bool
+
+    @model_validator(mode="after")
+    def _geometry_is_possible(self) -> Self:
+        half_width = self.detector_size_mm[0] / 2
+        fan_degrees = 2 * math.degrees(math.atan(half_width / self.source_detector_mm))
+        if self.source_detector_mm <= self.source_axis_mm:
+            raise ValueError("source_detector_mm must be larger than source_axis_mm")
+        if self.fan == "half" and (self.arc_degrees != 360 or not 0 < self.detector_offset_mm < half_width):
+            raise ValueError(
+                f"a half fan needs arc_degrees 360 and detector_offset_mm between 0 and {half_width:g} (half the detector)"
+            )
+        if self.fan == "full" and self.detector_offset_mm:
+            raise ValueError("a full fan needs detector_offset_mm 0")
+        if self.fan == "full" and self.arc_degrees < 180 + fan_degrees:
+            raise ValueError(f"a full fan needs arc_degrees of at least {180 + fan_degrees:.1f}")
+        reach = (half_width + self.detector_offset_mm) / self.source_detector_mm * self.source_axis_mm
+        if 1.35 * self.calibration_diameter_mm / 2 > reach:
+            raise ValueError(f"calibration_diameter_mm must be below {2 * reach / 1.35:.0f} for this detector")
+        return self
+
+
+class PreprocessSettings(Section):
+    """One spacing and one in-plane size for the whole cohort; all modalities of a case on one grid."""
+
+    spacing_mm: Spacing  # slice, row, column
+    size: tuple[Count, Count]  # rows, columns
+    resample: bool  # put modalities that lie on another grid onto the target's; else that is an error
+    codec: Literal["lz4", "none"]
+    patients_per_shard: Count
+    body_threshold_hu: float
+    short_cases: Literal["error", "skip"]
+    minimum_slices: Count
+
+
+class AugmentSettings(Section):
+    """The same flip and small affine for source, target and mask; intensity for MR only."""
+
+    flip: Fraction
+    rotate_degrees: NotNegative
+    scale: Fraction
+    shift_pixels: NotNegative
+    intensity: Fraction
+
+
+class StreamSettings(Section):
+    """What a training reads from shards, and how intensities are normalised."""
+
+    window: dict[str, tuple[float, float]]  # physical values mapped to [-1, 1] and clipped
+    outside_mask: Literal["lowest", "keep"]  # what lies outside the mask
+    clip_length: Count
+    clip_growth: Count  # number of stages over the budget; the clip length doubles at each; 1: constant
+    clip_limit: Count
+    clip_stride: Count  # distance between the first slices of two clips
+    clips_per_epoch: Annotated[int, Field(ge=0)]  # 0: every clip once
+    global_batch: Count  # clips per optimiser step
+    augment: AugmentSettings
+    threads: Count
+    prefetch: Count
+
+    @model_validator(mode="after")
+    def _windows_ascend(self) -> Self:
+        for modality, (low, high) in self.window.items():
+            if not low < high:
+                raise ValueError(f"the window of '{modality}' is inverted or empty: [{low:g}, {high:g}]")
+        return self
+
+
+class BudgetSettings(Section):
+    """How long to train: batches, minutes, or whichever ends first; 0 is no limit."""
+
+    steps: Annotated[int, Field(ge=0)]
+    minutes: NotNegative
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if not self.steps and not self.minutes:
+            raise ValueError("trainer.budget needs steps or minutes")
+        return self
+
+
+class TrainerSettings(Section):
+    """Hardware, precision, budget, checkpoints and the guard against non-finite losses."""
+
+    budget: BudgetSettings
+    accelerator: Literal["auto", "cpu", "gpu"]
+    precision: Literal["auto", "fp32", "bf16-mixed"]
+    threads: Annotated[int, Field(ge=0)]  # of torch; 0: its own choice
+    validations: Count  # over the budget
+    validation_segments: Count  # stretches of neighbouring slices, evenly over the validation films
+    validation_slices: Count  # per stretch
+    checkpoint_steps: Annotated[int, Field(ge=0)]  # 0: only at validations
+    keep_every: Annotated[int, Field(ge=0)]  # keep a checkpoint for good every N steps; 0: none
+    nan_limit: Count
+    panels: bool
+    resume: bool  # true: a checkpoint must exist
+    force: bool
+    deterministic: bool
+    allow_packages: list[str]  # where else `_target_` may point
+
+
+class TrackingSettings(Section):
+    """W&B offline, online, or none; a CSV is always written."""
+
+    logger: Literal["wandb", "none"]
+    mode: Literal["offline", "online"]
+    project: str
+    log_every: Count
+
+
+class MetricsSettings(Section):
+    """A profile: which metrics, over which regions, with which range."""
+
+    profile: str
+    metrics: list[str]
+    regions: list[str]
+    clip: tuple[float, float]
+    data_range: Positive
+    unit: str
+
+    @model_validator(mode="after")
+    def _clip_ascends(self) -> Self:
+        if not self.clip[0] < self.clip[1]:
+            raise ValueError(f"clip is inverted or empty: [{self.clip[0]:g}, {self.clip[1]:g}]")
+        return self
+
+
+class TranslateSettings(Section):
+    """What is translated and with which weights."""
+
+    split: Literal["train", "validation", "test", "all"]
+    weights: Literal["ema", "raw"]
+    label: str  # shown in tables; empty: the run's label
+    outside: float  # value outside the film and outside the mask, in the target's unit
+    precision: Literal["auto", "fp32", "bf16-mixed"]
+
+
+class EvaluateSettings(Section):
+    """Scoring options."""
+
+    source: bool  # also score the untranslated source
+    resample: bool  # put a reference on another grid onto the prediction's
+
+
+class ReportSettings(Section):
+    """What the page shows."""
+
+    title: str
+    cases: Count
+    panels: Count  # slices per case
+    windows: Annotated[dict[str, tuple[float, Positive]], Field(min_length=1, max_length=6)]  # name: level, width in HU
+    difference: Positive  # end of the symmetric difference scale
+
+
+class ModelSettings(Section):
+    """A method: ``name`` and its constructor as a node with ``_target_``."""
+
+    name: str
+    module: dict[str, Any]
+
+
+class Config(Section):
+    """The whole configuration of one command."""
+
+    seed: int
+    label: str  # of the experiment, shown in tables
+    source: str
+    target: str
+    workers: Count
+    cohort: CohortSettings
+    simulate: SimulateSettings
+    preprocess: PreprocessSettings
+    stream: StreamSettings
+    model: ModelSettings
+    trainer: TrainerSettings
+    tracking: TrackingSettings
+    metrics: MetricsSettings
+    translate: TranslateSettings
+    evaluate: EvaluateSettings
+    report: ReportSettings
+    # Free text, taken from the command line as it stands; several inputs only where a verb allows it.
+    input: list[Path] = Field(default_factory=list)
+    output: Path | None = None
+    checkpoint: Path | None = None
+    prediction: Path | None = None
+    reference: Path | None = None
+    mask: Path | None = None
+    dry_run: bool = False

@@ -1,0 +1,1 @@
+"""CBCT physics: spectrum, materials, projection, scatter, noise, reconstruction, calibration."""

@@ -1,0 +1,1 @@
+"""One verb per file; a stage reads one artifact from disk and writes the next."""

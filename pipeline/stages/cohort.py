@@ -1,0 +1,270 @@
+"""Find or make the cases of a cohort, check every volume, and split the patients.
+
+  cinevox cohort input=FOLDER output=FOLDER [cohort.KEY=VALUE ...]
+  cinevox cohort cohort=phantom output=FOLDER [cohort.patients=8 ...]
+
+Reads ROOT/CASE/MODALITY.nii.gz (or .nii, .mha, .mhd, .nrrd), or a flat folder in which each file is a case of
+cohort.modality. ROOT/cases.csv (columns case, patient and, optionally, split) or cohort.patient_pattern says which
+cases are of one patient. Files named mask, body or field_of_view in a case's folder are masks.
+With cohort=phantom it makes random patients instead and writes their volumes into the output folder.
+
+Writes cohort.json (cases, patients, splits, flags, hashes), checks/CASE.png where the volumes of a case lie on
+different grids, and case_names.csv where a name was replaced by a pseudonym. Cases with a fault are left out and
+named at the end, with exit code 2; the others can be used.
+
+Main options:
+  cohort.split.fractions   shares of patients in train, validation and test
+  cohort.split.train=[..]  patients that are there in any case (also validation, test)
+  cohort.include, exclude  names of cases
+  cohort.similarity_check  compare source and target within and between cases
+  source, target           the pair that is compared
+  workers, seed, dry_run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline import __version__
+from pipeline.artifacts import check_free_space, claim_output, content_hash
+from pipeline.cohorts.checks import (
+    CaseReport,
+    CheckSettings,
+    check_case,
+    check_complete,
+    check_duplicates,
+    check_pairs,
+)
+from pipeline.cohorts.folder import CASES_CSV, FoundCase, discover, safe, write_names
+from pipeline.cohorts.phantom import case_name, check_settings, write_patient
+from pipeline.cohorts.split import SPLITS, assign_splits
+from pipeline.errors import ConfigError, DataError
+from pipeline.progress import say, track
+from pipeline.records import Case, Cohort, Excluded, Split, unique
+from pipeline.settings import CohortSettings, Config
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+_SHOWN = 8
+
+
+def run(config: Config) -> None:
+    """Carry out ``cinevox cohort``.
+
+    Raises:
+        ConfigError: A setting does not fit the data.
+        ArtifactError: The output folder holds something else.
+        DataError: At the very end, when cases were left out.
+    """
+    output = config.output
+    if output is None:
+        raise ConfigError("'cinevox cohort' needs an output folder", remedy="Set output=FOLDER")
+    phantom = config.cohort.layout == "phantom"
+    root, cases, ignored = _phantoms(config, output) if phantom else _folders(config)
+    given: dict[str, Split] = {c.patient: c.split for c in cases if c.split is not None}
+    names = {c.patient_name: c.patient for c in cases}
+    split_of = assign_splits((c.patient for c in cases), config.cohort.split, config.seed, given=given, names=names)
+    if config.dry_run:
+        _show_plan(config, cases, split_of, ignored)
+        return
+    settings = _settings(config, root, cases)
+    if phantom:
+        check_free_space(output, _phantom_bytes(config.cohort))
+    claim = claim_output(output, "cohort", settings)
+    if claim.finished:
+        say(f"The cohort at '{output}' is complete and was made with the same settings: nothing to do.")
+        return
+    checks = CheckSettings(
+        source=config.source,
+        target=config.target,
+        body_threshold_hu=config.preprocess.body_threshold_hu,
+        similarity=config.cohort.similarity_check,
+        pictures=output / "checks",
+    )
+    if phantom:
+        job = partial(_make_and_check, root=root, checks=checks, settings=config.cohort, seed=config.seed)
+        reports = list(_parallel(job, list(enumerate(cases)), config.workers, "Making and checking phantoms"))
+    else:
+        reports = list(
+            _parallel(partial(check_case, root=root, settings=checks), cases, config.workers, "Checking cases")
+        )
+    lacking = check_complete(reports)
+    check_duplicates(reports)
+    if checks.similarity:
+        check_pairs(reports, *_pair(reports, config))
+    cohort = _record(config, root, cases, reports, split_of, settings)
+    replaced = write_names(output, cases)
+    cohort.save(output)
+    _show(cohort, output, ignored=ignored, lacking=lacking, replaced=replaced)
+    _raise_for(cohort)
+    claim.finish(cases=len(cohort.cases))
+
+
+def _folders(config: Config) -> tuple[Path, list[FoundCase], int]:
+    if len(config.input) != 1:
+        raise ConfigError(
+            "'cinevox cohort' reads one folder", value=f"{len(config.input)} inputs", remedy="Set input=FOLDER"
+        )
+    root = config.input[0].resolve()
+    found = discover(root, config.cohort)
+    return root, found.cases, found.ignored
+
+
+def _phantoms(config: Config, output: Path) -> tuple[Path, list[FoundCase], int]:
+    if config.input:
+        raise ConfigError("Phantoms are made, not read", remedy="Leave input out, or set cohort=folder")
+    check_settings(config.cohort)
+    names = [case_name(index) for index in range(config.cohort.patients)]
+    return output.resolve(), [FoundCase(n, n, patient=n, patient_name=n) for n in names], 0
+
+
+def _make_and_check(
+    job: tuple[int, FoundCase], root: Path, checks: CheckSettings, settings: CohortSettings, seed: int
+) -> CaseReport:
+    index, case = job
+    case.volumes = write_patient(settings, seed, index, root)
+    return check_case(case, root, checks)
+
+
+def _parallel(function: Callable[[Job], Result], jobs: list[Job], workers: int, label: str) -> Iterator[Result]:
+    """Yield results in the order of the jobs; one worker means this process."""
+    if min(workers, len(jobs)) <= 1:
+        yield from track(map(function, jobs), label, total=len(jobs))
+        return
+    # Forking a process that has threads (OpenCV, ITK) may hang.
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        try:
+            yield from track(pool.map(function, jobs), label, total=len(jobs))
+        except BrokenProcessPool:
+            raise DataError(
+                "A worker process was killed, probably because memory ran out",
+                value=f"workers={workers}",
+                remedy="Set a smaller number of workers",
+            ) from None
+
+
+def _settings(config: Config, root: Path, cases: list[FoundCase]) -> dict[str, Any]:
+    """Return what decides the cohort's content; names that may identify a patient are replaced or hashed."""
+    cohort = config.cohort.model_dump(mode="json")
+    for key in ("include", "exclude"):
+        cohort[key] = [safe("case", name) for name in cohort[key]]
+    for split in SPLITS:
+        cohort["split"][split] = [safe("patient", name) for name in cohort["split"][split]]
+    settings: dict[str, Any] = {
+        "cohort": cohort,
+        "seed": config.seed,
+        "source": config.source,
+        "target": config.target,
+        "body_threshold_hu": config.preprocess.body_threshold_hu,
+    }
+    if config.cohort.layout == "folder":
+        files = [path for case in cases for path in (*case.volumes.values(), *case.masks.values())]
+        files += [table for table in [root / CASES_CSV] if table.exists()]
+        listing = [(p.relative_to(root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        settings["files"] = {"count": len(listing), "names_sizes_times": content_hash(sorted(listing))}
+    return settings
+
+
+def _pair(reports: list[CaseReport], config: Config) -> tuple[str, str]:
+    """Return the configured pair, or the cohort's first two modalities where it has another one."""
+    have = unique(modality for report in reports for modality in sorted(report.volumes))
+    if config.source in have and config.target in have:
+        return config.source, config.target
+    return (have[0], have[1]) if len(have) > 1 else (config.source, config.target)
+
+
+def _record(
+    config: Config,
+    root: Path,
+    cases: list[FoundCase],
+    reports: list[CaseReport],
+    split_of: dict[str, Split],
+    settings: dict[str, Any],
+) -> Cohort:
+    good = [
+        Case(
+            case_id=report.case_id,
+            patient=case.patient,
+            split=split_of[case.patient],
+            volumes=report.volumes,
+            masks=report.masks,
+            flags=report.flags,
+        )
+        for case, report in zip(cases, reports, strict=True)
+        if not report.problem
+    ]
+    return Cohort(
+        schema=1,
+        name="phantom" if config.cohort.layout == "phantom" else safe("cohort", root.name),
+        root=str(root),
+        cases=good,
+        excluded=[Excluded(case_id=r.case_id, reason=r.problem) for r in reports if r.problem],
+        made_by={"verb": "cohort", "cinevox": __version__, "settings": settings},
+    )
+
+
+def _phantom_bytes(settings: CohortSettings) -> int:
+    a, b, c = settings.size
+    return settings.patients * len(settings.modalities) * a * b * c * 2
+
+
+def _show_plan(config: Config, cases: list[FoundCase], split_of: dict[str, Split], ignored: int) -> None:
+    modalities = (
+        config.cohort.modalities if config.cohort.layout == "phantom" else sorted({m for c in cases for m in c.volumes})
+    )
+    say(f"Would check {len(cases)} cases of {len(split_of)} patients: {', '.join(modalities)}.")
+    for split in SPLITS:
+        say(f"  {split:<10} {sum(s == split for s in split_of.values())} patients")
+    if config.cohort.layout == "phantom":
+        say(f"  disk       at most {_phantom_bytes(config.cohort) / 1e6:.0f} MB in '{config.output}'")
+    else:
+        size = sum(path.stat().st_size for case in cases for path in case.volumes.values())
+        say(f"  disk       reads {size / 1e6:.0f} MB, writes below {1 + len(cases) // 100} MB to '{config.output}'")
+        if ignored:
+            say(f"  ignored    {ignored} files and folders that are no volumes of a modality")
+    say("Nothing was written.")
+
+
+def _show(cohort: Cohort, output: Path, *, ignored: int, lacking: dict[str, int], replaced: bool) -> None:
+    modalities = unique(m for case in cohort.cases for m in case.volumes)
+    say(f"{'split':<12}{'patients':>9}{'cases':>7}{'flagged':>9}")
+    for split in (*SPLITS, "all"):
+        chosen = cohort.select(split)
+        flagged = sum(bool(case.flags) for case in chosen)
+        say(f"{split:<12}{len({c.patient for c in chosen}):>9}{len(chosen):>7}{flagged:>9}")
+    say(f"Modalities: {', '.join(modalities) or 'none'}.")
+    _say_some((f"  flag   {case.case_id}: {flag}" for case in cohort.cases for flag in case.flags), "flags")
+    for modality, count in sorted(lacking.items()):
+        say(f"{count} cases lack '{modality}'.")
+    if ignored:
+        say(f"{ignored} files and folders that are no volumes of a modality were ignored.")
+    if replaced:
+        say("Names that are not safe were replaced; case_names.csv holds them and should stay where it is.")
+    say(f"Cohort written to '{output}'.")
+
+
+def _say_some(lines: Iterable[str], what: str) -> None:
+    everything = list(lines)
+    for line in everything[:_SHOWN]:
+        say(line)
+    if len(everything) > _SHOWN:
+        say(f"  ... and {len(everything) - _SHOWN} more {what}, see cohort.json.")
+
+
+def _raise_for(cohort: Cohort) -> None:
+    """Raise DataError naming the cases that were left out."""
+    if not cohort.excluded:
+        return
+    shown = "; ".join(f"case '{e.case_id}': {e.reason}" for e in cohort.excluded[:_SHOWN])
+    more = f" ... and {len(cohort.excluded) - _SHOWN} more, see cohort.json" if len(cohort.excluded) > _SHOWN else ""
+    total = len(cohort.excluded) + len(cohort.cases)
+    raise DataError(
+        f"{len(cohort.excluded)} of {total} cases were left out: {shown}{more}",
+        remedy="The other cases were written and can be used; repair these, or name them in cohort.exclude",
+    )

@@ -1,0 +1,64 @@
+"""Write a report of one or more scores: report.html, tables/summary.csv and figures/*.png.
+
+    cinevox report input=SCORES [input=ANOTHER ...] output=REPORT
+
+Reads scores.json and, for the pictures, the volumes that were scored (without them the page has tables only). Several
+inputs must have been scored with the same profile. The page is one file that opens offline: it holds its images, runs
+no script and makes no request.
+
+Main options: report.title, report.cases (how many cases are drawn), report.panels (axial slices per case),
+report.windows (name: level, width), report.difference (end of the difference scale), dry_run=true.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import claim_output, content_hash
+from pipeline.errors import ConfigError
+from pipeline.progress import say
+from pipeline.records import Scores
+from pipeline.reporting.gallery import Gallery
+from pipeline.reporting.page import render, write_page
+from pipeline.reporting.tables import merge, write_summary_csv
+from pipeline.settings import Config
+
+
+def run(config: Config) -> None:
+    """Write the report of the scores in ``config.input`` into ``config.output``.
+
+    Raises:
+        ConfigError: No input or output, or inputs that cannot share a table.
+    """
+    if not config.input:
+        raise ConfigError("report needs scores", remedy="Add input=SCORES, the output of 'cinevox evaluate'")
+    if config.output is None:
+        raise ConfigError("report needs an output folder", remedy="Add output=FOLDER")
+    parts = [Scores.load(place) for place in config.input]
+    scores = merge(parts)
+    if config.dry_run:
+        say(f"Would report {', '.join(scores.methods()) or 'no method'} into '{config.output}'; nothing written.")
+        return
+    settings: dict[str, Any] = {
+        "report": config.report.model_dump(mode="json"),
+        "inputs": [content_hash(part.model_dump(mode="json")) for part in parts],
+    }
+    claim = claim_output(config.output, "report", settings)
+    page = config.output / "report.html"
+    if claim.finished:
+        say(f"'{page}' is finished already; nothing to do.")
+        return
+    gallery = Gallery(scores, config.report, config.output / "figures")
+    pictures = gallery.draw()
+    write_summary_csv(config.output / "tables" / "summary.csv", scores.summary)
+    shown = {"profile": scores.profile, "report": settings["report"], "inputs": [_name(p) for p in config.input]}
+    notes = [*scores.notes, *dict.fromkeys(gallery.notes)]
+    write_page(page, render(scores, pictures, title=config.report.title, notes=notes, settings=shown))
+    claim.finish(bytes=page.stat().st_size)
+    say(f"Wrote '{page}' ({page.stat().st_size / 1e6:.1f} MB).")
+
+
+def _name(place: Path) -> str:
+    # The last part only: a report travels, and the folders above may say whose machine it was.
+    return place.name if place.is_dir() else place.parent.name

@@ -1,0 +1,296 @@
+"""Simulate cone-beam CT from the CT volumes of a cohort.
+
+    cinevox simulate input=COHORT output=SIMULATED simulate=torso|head|demo
+
+Reads cohort.json (or the folder that holds it). Writes for every scan CASE/cbct.nii.gz and CASE/ct.nii.gz (int16 HU
+on one film-ordered grid), CASE/field_of_view.nii.gz, pictures/CASE.png, and a new cohort.json with the same patients
+and splits. A volume longer than one scan becomes several cases (CASE_s1, CASE_s2, ...) or is cropped to its middle.
+
+A CT that cuts the body sideways is flagged; where more than a quarter of a lateral face is body, the case is left
+out with its reason, the others go on, and the command ends with exit code 2. A killed run continues.
+
+Main options: simulate.axial=split|crop, simulate.spacing_mm, simulate.photons_per_mm2, simulate.scatter_to_primary,
+simulate.motion_mm, simulate.pictures, seed, workers (threads), dry_run=true.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import __version__
+from pipeline.artifacts import (
+    check_free_space,
+    claim_output,
+    content_hash,
+    file_sha256,
+    read_json,
+    write_json,
+)
+from pipeline.errors import ConfigError, DataError
+from pipeline.geometry import Grid, Volume
+from pipeline.imaging.mask import body_mask
+from pipeline.imaging.resample import resample
+from pipeline.io import read_volume, write_volume
+from pipeline.progress import say, track
+from pipeline.records import CASE_ID, Case, Cohort, Excluded, GridRecord, VolumeFile
+from pipeline.settings import Config
+from pipeline.simulation.axial import FLAG_FRACTION, REFUSE_FRACTION, worst_cut
+from pipeline.simulation.calibration import Calibration
+from pipeline.simulation.picture import draw
+from pipeline.simulation.scan import Scan, Simulator, film_grid, scans_of, to_film
+
+_CASE_FILE = "case.json"
+_CALIBRATION_FILE = "calibration.json"
+_BYTES_PER_VOXEL = 5  # two int16 volumes and a uint8 mask, before compression
+
+
+def run(config: Config) -> None:
+    """Simulate every CT case of the cohort ``config.input[0]`` into ``config.output``.
+
+    Raises:
+        DataError: No CT in the cohort; or, after all others are written, cases that were refused.
+        ArtifactError: The output folder holds something else.
+    """
+    if len(config.input) != 1 or config.output is None:
+        raise ConfigError("'cinevox simulate' needs one input=COHORT and output=FOLDER")
+    cohort, output = Cohort.load(config.input[0]), config.output
+    cases = [case for case in cohort.cases if "ct" in case.volumes]
+    if not cases:
+        raise DataError(
+            f"Cohort '{cohort.name}' has no CT to simulate from",
+            value=", ".join(sorted({m for c in cohort.cases for m in c.volumes})) or "no cases",
+            allowed="cases with the modality 'ct'",
+        )
+    names = scan_names(cases, config)
+    voxels = sum(
+        math.prod((extent.stop - extent.start, *film_grid(_grid(case), config.simulate.spacing_mm).shape[1:]))
+        for case in cases
+        for extent in scans_of(_grid(case), config.simulate)
+    )
+    total = sum(len(ids) for ids in names.values())
+    if config.dry_run:
+        say(f"Would simulate {total} scan(s) of {len(cases)} case(s) into '{output}', below {_size(voxels)}.")
+        return
+    settings = {
+        "simulate": config.simulate.model_dump(mode="json"),
+        "seed": config.seed,
+        "cohort": content_hash([_content(case) for case in cohort.cases]),
+    }
+    claim = claim_output(output, "simulate", settings)
+    if claim.finished:
+        say(f"'{output}' is finished: nothing to do.")
+        _refuse(Cohort.load(output).excluded[len(cohort.excluded) :], output)
+        return
+    check_free_space(output, voxels * _BYTES_PER_VOXEL)
+    work = _Work(config, cohort, output)
+    done: list[Case] = []
+    refused: list[Excluded] = []
+    for case in track(cases, "simulate", len(cases)):
+        try:
+            done += work.simulate(case, names[case.case_id])
+        except DataError as error:
+            say(f"Left out: {error}")
+            refused.append(Excluded(case_id=case.case_id, reason=str(error)))
+    notes = _notes(cohort)
+    made_by: dict[str, Any] = {"verb": "simulate", "cinevox": __version__, **settings, "notes": notes}
+    if work.calibration is not None:
+        made_by["calibration"] = work.calibration.record()
+    Cohort(
+        schema=1,
+        name=cohort.name,
+        root=str(output.resolve()),
+        cases=done,
+        excluded=[*cohort.excluded, *refused],
+        made_by=made_by,
+    ).save(output)
+    claim.finish(scans=len(done), refused=len(refused))
+    for note in notes:
+        say(note)
+    say(f"Simulated {len(done)} scan(s) of {len(cases) - len(refused)} case(s) into '{output}'.")
+    _refuse(refused, output)
+
+
+def scan_names(cases: list[Case], config: Config) -> dict[str, list[str]]:
+    """Return the case ids of each case's scans: its own for one scan, with ``_s1``, ``_s2``, ... for several."""
+    names: dict[str, list[str]] = {}
+    for case in cases:
+        count = len(scans_of(_grid(case), config.simulate))
+        ends = [""] if count == 1 else [f"_s{number}" for number in range(1, count + 1)]
+        names[case.case_id] = [case.case_id + end for end in ends]
+    taken: dict[str, str] = {}
+    for case_id, ids in names.items():
+        for name in ids:
+            other = taken.setdefault(name.lower(), case_id)
+            if other != case_id or not CASE_ID.fullmatch(name):
+                raise DataError(
+                    f"A scan of case '{case_id}' cannot be named '{name}'",
+                    value=f"the same as of case '{other}'" if other != case_id else f"{len(name)} characters",
+                    allowed="names of at most 64 characters, each once",
+                    remedy="Rename the case, or set simulate.axial=crop",
+                )
+    return names
+
+
+class _Work:
+    """The scanner, made when the first case needs it, and where its results go."""
+
+    def __init__(self, config: Config, cohort: Cohort, output: Path) -> None:
+        self.config, self.cohort, self.output = config, cohort, output
+        self.calibration: Calibration | None = None
+        self._simulator: Simulator | None = None
+        if (output / _CALIBRATION_FILE).exists():
+            record = read_json(output / _CALIBRATION_FILE, what="calibration of the simulated scanner")
+            self.calibration = Calibration(**record)
+
+    def simulator(self) -> Simulator:
+        """Return the calibrated scanner; its calibration is kept, so that a continued run has the same."""
+        if self._simulator is None:
+            say("Loading RTK and scanning the water cylinder (about half a minute).")
+            simulate = self.config.simulate
+            self._simulator = Simulator(simulate, self.config.seed, self.config.workers, self.calibration)
+            self.calibration = self._simulator.calibration
+            write_json(self.output / _CALIBRATION_FILE, self.calibration.exact())
+            found = self.calibration
+            say(
+                f"Water {found.water_centre_hu:+.1f} HU, air {found.air_hu:+.1f} HU, "
+                f"cupping {found.cupping_hu:.1f} HU, noise {found.noise_hu:.1f} HU."
+            )
+        return self._simulator
+
+    def simulate(self, case: Case, ids: list[str]) -> list[Case]:
+        """Return the records of a case's scans, made now or by an earlier run.
+
+        Raises:
+            DataError: The volume cannot be read, or it cuts the body.
+        """
+        found = [self._finished(name) for name in ids]
+        if all(found):
+            return [record for record in found if record is not None]
+        config = self.config
+        try:
+            film = to_film(read_volume(self.cohort.path(case.volumes["ct"])), config.simulate.spacing_mm)
+        except DataError as error:
+            raise DataError(f"The CT of case '{case.case_id}' cannot be read: {error}") from None
+        body = body_mask(film, config.simulate.body_threshold_hu)
+        flags = [*case.flags, *_cut(body, case.case_id)]
+        records = []
+        for number, (name, extent) in enumerate(zip(ids, scans_of(_grid(case), config.simulate), strict=True)):
+            record = found[number]
+            if record is None:
+                scan = self.simulator().scan(film, body, extent, case.case_id, number)
+                record = self._write(case, name, flags, scan)
+                if config.simulate.pictures:
+                    draw(self.output / "pictures" / f"{name}.png", scan, body[extent], name)
+                write_json(self.output / name / _CASE_FILE, record)
+            records.append(record)
+        return records
+
+    def _write(self, case: Case, name: str, flags: list[str], scan: Scan) -> Case:
+        volumes = {"cbct": scan.cbct, "ct": scan.ct}
+        masks = {"field_of_view": scan.field_of_view}
+        for mask, file in case.masks.items():
+            if mask not in masks:  # what was known about the case is kept, on the scan's grid
+                known = read_volume(self.cohort.path(file), "a.u.")
+                binary = known.with_array((known.array > 0).astype(np.uint8))
+                masks[mask] = resample(binary, scan.ct.grid, outside=0, order="nearest")
+        files = {kind: _save(self.output, name, kind, volume) for kind, volume in {**volumes, **masks}.items()}
+        return Case(
+            case_id=name,
+            patient=case.patient,
+            split=case.split,
+            volumes={kind: files[kind] for kind in volumes},
+            masks={kind: files[kind] for kind in masks},
+            flags=flags,
+        )
+
+    def _finished(self, name: str) -> Case | None:
+        """Return the record of a scan that an earlier run finished, or None."""
+        path = self.output / name / _CASE_FILE
+        if not path.exists():
+            return None
+        record = Case.model_validate(read_json(path, what=f"record of the simulated case '{name}'"))
+        files = [self.output / file.path for file in (*record.volumes.values(), *record.masks.values())]
+        if self.config.simulate.pictures:
+            files.append(self.output / "pictures" / f"{name}.png")
+        return record if all(file.is_file() for file in files) else None
+
+
+def _cut(body: NDArray[np.bool_], case_id: str) -> list[str]:
+    """Return a flag for a body that the CT's lateral border cuts; refuse where that is too much."""
+    if not body.any():
+        raise DataError(
+            f"No body was found in the CT of case '{case_id}'",
+            remedy="Look at the volume, or lower simulate.body_threshold_hu",
+        )
+    face, fraction = worst_cut(body)
+    if fraction > REFUSE_FRACTION:
+        raise DataError(
+            f"The CT of case '{case_id}' cuts the body sideways, so its projections cannot be simulated",
+            value=f"body on {fraction:.0%} of the {face} face",
+            allowed=f"at most {REFUSE_FRACTION:.0%}",
+            remedy="Take the uncropped CT, or leave the case out with cohort.exclude",
+        )
+    return [f"CT cuts the body: {fraction:.1%} of the {face} face"] if fraction > FLAG_FRACTION else []
+
+
+def _save(output: Path, name: str, kind: str, volume: Volume) -> VolumeFile:
+    relative = f"{name}/{kind}.nii.gz"
+    write_volume(output / relative, volume)
+    rows = tuple(tuple(float(x) for x in row) for row in volume.affine[:3])
+    grid = GridRecord(shape=volume.grid.shape, affine=rows)  # type: ignore[arg-type]
+    return VolumeFile(
+        path=relative,
+        unit=volume.unit,
+        grid=grid,
+        sha256=file_sha256(output / relative),
+        voxel_hash=hashlib.sha256(np.ascontiguousarray(volume.array).tobytes()).hexdigest(),
+    )
+
+
+def _grid(case: Case) -> Grid:
+    record = case.volumes["ct"].grid
+    return Grid(record.shape, np.vstack([np.asarray(record.affine, float), [0, 0, 0, 1]]))
+
+
+def _content(case: Case) -> dict[str, Any]:
+    """Return what of a case decides the output: not where its files lie."""
+    ct = case.volumes.get("ct")
+    masks = {name: file.sha256 for name, file in case.masks.items()}
+    return {
+        "case": case.case_id,
+        "patient": case.patient,
+        "split": case.split,
+        "ct": ct.sha256 if ct else None,
+        "masks": masks,
+        "flags": case.flags,
+    }
+
+
+def _notes(cohort: Cohort) -> list[str]:
+    without = [case.case_id for case in cohort.cases if "ct" not in case.volumes]
+    dropped = sorted({m for case in cohort.cases for m in case.volumes if m != "ct"})
+    notes = []
+    if dropped:
+        notes.append(f"Only CT is simulated from; dropped: {', '.join(dropped)}.")
+    if without:
+        notes.append(f"{len(without)} case(s) without CT are not in the new cohort: {', '.join(without[:8])}.")
+    return notes
+
+
+def _refuse(refused: list[Excluded], output: Path) -> None:
+    if refused:
+        raise DataError(
+            f"{len(refused)} case(s) were left out of '{output}': " + ", ".join(e.case_id for e in refused),
+            value=refused[0].reason,
+            remedy="The other cases are finished and can be used",
+        )
+
+
+def _size(voxels: int) -> str:
+    return f"{voxels * _BYTES_PER_VOXEL / 1e6:.0f} MB"

@@ -1,0 +1,117 @@
+"""The Lightning datamodule: which clips come next is its state, and the only thing a resume needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.progress import say
+from pipeline.settings import Config, StreamSettings
+from pipeline.stream.loader import ClipLoader
+from pipeline.stream.sampler import clip_sequence
+from pipeline.stream.store import SliceStore
+
+
+@dataclass
+class Position:
+    """Where the sample sequence stands: ``batch`` is the next micro-batch of ``epoch``."""
+
+    epoch: int = 0
+    batch: int = 0
+    clip_length: int = 0
+
+
+def clip_length_at(settings: StreamSettings, share: float) -> int:
+    """Return the clip length at a share of the budget: it doubles at equal parts of it, up to the limit."""
+    stage = min(int(share * settings.clip_growth), settings.clip_growth - 1)
+    return min(settings.clip_length * 2**stage, settings.clip_limit)
+
+
+class ClipDataModule(pl.LightningDataModule):
+    """Hands out one epoch's loader at a time (``reload_dataloaders_every_n_epochs=1``), from the position on."""
+
+    def __init__(self, store: SliceStore, config: Config) -> None:
+        """Check that the shards can serve the configuration.
+
+        Raises:
+            ConfigError: A modality that the shards do not hold, or clips longer than every film.
+            DataError: No training case.
+        """
+        super().__init__()
+        self.store, self.config, self.position = store, config, Position()
+        self.loader: ClipLoader | None = None
+        self.budget_share = 0.0
+        for modality in (config.source, config.target):
+            if modality not in store.index.modalities:
+                raise ConfigError(
+                    f"The shards hold no modality '{modality}'", allowed=", ".join(store.index.modalities)
+                )
+            if store.index.modalities[modality].unit == "HU" and modality not in config.stream.window:
+                raise ConfigError(f"stream.window has no window for '{modality}', which is in HU")
+        self.slices = {case.case_id: case.slices for case in store.index.select("train")}
+        if not self.slices:
+            raise DataError("The shards hold no training case", remedy="Change cohort.split and run again from there")
+        longest = max(self.slices.values())
+        if config.stream.clip_length > longest:
+            raise ConfigError(
+                "stream.clip_length is longer than every training film",
+                value=config.stream.clip_length,
+                allowed=f"at most {longest}",
+            )
+        self._longest = longest
+        self._told: tuple[str, ...] = ()
+
+    def train_dataloader(self) -> ClipLoader:
+        """Return the loader for what is left of the current epoch."""
+        config, position = self.config, self.position
+        if position.batch == 0:
+            position.clip_length = min(clip_length_at(config.stream, self.budget_share), self._longest)
+        sequence = clip_sequence(
+            self.slices,
+            seed=config.seed,
+            epoch=position.epoch,
+            clip_length=position.clip_length,
+            global_batch=config.stream.global_batch,
+            stride=config.stream.clip_stride,
+            limit=config.stream.clips_per_epoch,
+        )
+        if not len(sequence):
+            raise ConfigError(
+                "An epoch has fewer clips than stream.global_batch", value=sequence.dropped, allowed=">= one batch"
+            )
+        if sequence.short_cases != self._told:
+            self._told = sequence.short_cases
+            if self._told:
+                say(f"{len(self._told)} case(s) shorter than {sequence.clip_length} slices are skipped in this epoch")
+        trainer = self.trainer
+        self.loader = ClipLoader(
+            self.store,
+            sequence,
+            config.stream,
+            source=config.source,
+            target=config.target,
+            batch=config.stream.global_batch // (trainer.world_size if trainer else 1),
+            rank=trainer.global_rank if trainer else 0,
+            ranks=trainer.world_size if trainer else 1,
+            seed=config.seed,
+            first_batch=position.batch,
+        )
+        return self.loader
+
+    def advance(self) -> None:
+        """Note that one more micro-batch was trained on."""
+        assert self.loader is not None
+        self.position.batch += 1
+        if self.position.batch >= self.loader.batches:
+            self.position = Position(self.position.epoch + 1, 0, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position as plain numbers."""
+        return asdict(self.position)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a stored position."""
+        self.position = Position(**state_dict)

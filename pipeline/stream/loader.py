@@ -1,0 +1,149 @@
+"""The threaded reader: clips of slices into reused buffers, in the training process.
+
+Worker processes are not used: handing batches over costs more than decoding them. A batch is valid until the next
+one is asked for; what survives a step must be cloned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.imaging.normalise import normalise, window_for
+from pipeline.settings import StreamSettings
+from pipeline.stream.augment import Augmentation
+from pipeline.stream.codec import MASK
+from pipeline.stream.sampler import ClipSequence, rank_share
+from pipeline.stream.store import SliceStore
+
+
+@dataclass
+class _Slot:
+    """One batch's memory: float frames that the training sees, and stored integers to decode into."""
+
+    frames: dict[str, NDArray[np.float32]]
+    stored: dict[str, NDArray]
+    pending: list[Future] = field(default_factory=list)
+
+
+class ClipLoader:
+    """Iterates over one epoch's batches of this rank, from ``first_batch`` on.
+
+    ``len()`` is what is left of the epoch: Lightning prefetches from loaders without a length, which would
+    overwrite a buffer that is in use. ``wait_seconds`` sums the time in which the training waited for data.
+    """
+
+    def __init__(
+        self,
+        store: SliceStore,
+        sequence: ClipSequence,
+        settings: StreamSettings,
+        *,
+        source: str,
+        target: str,
+        batch: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
+        seed: int = 0,
+        first_batch: int = 0,
+        augment: bool = True,
+    ) -> None:
+        self.store, self.sequence, self.settings = store, sequence, settings
+        self.source, self.target, self.seed = source, target, seed
+        self.batch, self.accumulate, self.rank, self.ranks = batch, accumulate, rank, ranks
+        self.augment = augment
+        self.first_batch = first_batch
+        self.batches = len(sequence) // (ranks * batch)
+        self.wait_seconds = 0.0
+        shape = (batch, sequence.clip_length, *store.index.size)
+        self._slots = [self._slot(shape) for _ in range(settings.prefetch + 1)]
+
+    def _slot(self, shape: tuple[int, ...]) -> _Slot:
+        frames = {name: np.zeros(shape, np.float32) for name in ("source", "target", "mask")}
+        stored: dict[str, NDArray] = {n: np.zeros(shape, np.int16) for n in (self.source, self.target)}
+        stored[MASK] = np.zeros(shape, np.uint8)
+        return _Slot(frames, stored)
+
+    def __len__(self) -> int:
+        return max(0, self.batches - self.first_batch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        slots = self._slots
+        with ThreadPoolExecutor(self.settings.threads, thread_name_prefix="reader") as pool:
+            for ahead in range(min(len(slots) - 1, len(self))):
+                self._submit(pool, slots[(self.first_batch + ahead) % len(slots)], self.first_batch + ahead)
+            for step in range(self.first_batch, self.batches):
+                # The slot that is filled now held the batch before this one: its user has moved on.
+                ahead = step + len(slots) - 1
+                if ahead < self.batches:
+                    self._submit(pool, slots[ahead % len(slots)], ahead)
+                slot = slots[step % len(slots)]
+                start = time.perf_counter()
+                for future in slot.pending:
+                    future.result()
+                self.wait_seconds += time.perf_counter() - start
+                yield self._collate(slot, step)
+
+    def _indices(self, step: int) -> NDArray[np.int64]:
+        share = {"rank": self.rank, "ranks": self.ranks, "batch": self.batch, "accumulate": self.accumulate}
+        return rank_share(step, **share, global_batch=self.ranks * self.batch * self.accumulate)
+
+    def _submit(self, pool: ThreadPoolExecutor, slot: _Slot, step: int) -> None:
+        slot.pending = [pool.submit(self._read, slot, b, int(i)) for b, i in enumerate(self._indices(step))]
+
+    def _read(self, slot: _Slot, b: int, index: int) -> None:
+        case_id, start = self.sequence.case_ids[index], int(self.sequence.starts[index])
+        self.store.read(case_id, start, self.sequence.clip_length, {n: a[b] for n, a in slot.stored.items()})
+        source, target, mask = (slot.frames[n][b] for n in ("source", "target", "mask"))
+        physical_frames(self.store, case_id, self.source, self.settings, slot.stored[self.source][b], source)
+        physical_frames(self.store, case_id, self.target, self.settings, slot.stored[self.target][b], target)
+        mask[...] = slot.stored[MASK][b]
+        if self.augment:
+            size = self.store.index.size
+            draw = Augmentation(self.settings.augment, size, self.seed, self.sequence.epoch, index)
+            draw.move(source)
+            draw.move(target)
+            draw.move(mask, nearest=True, outside=0.0)
+            for frames, modality in ((source, self.source), (target, self.target)):
+                if self.store.index.modalities[modality].unit != "HU" and self.settings.augment.intensity:
+                    draw.intensify(frames)
+        if self.settings.outside_mask == "lowest":
+            source[mask == 0] = -1.0
+            target[mask == 0] = -1.0
+
+    def _collate(self, slot: _Slot, step: int) -> dict[str, Any]:
+        indices = self._indices(step)
+        starts = torch.from_numpy(self.sequence.starts[indices])
+        return {
+            **{name: torch.from_numpy(array).unsqueeze(2) for name, array in slot.frames.items()},
+            "case_id": [self.sequence.case_ids[i] for i in indices],
+            "slice_index": starts[:, None] + torch.arange(self.sequence.clip_length)[None, :],
+            "sample_index": torch.from_numpy(indices),
+            "spacing_mm": self.store.index.spacing_mm,
+            "source_modality": self.source,
+            "target_modality": self.target,
+        }
+
+
+def physical_frames(
+    store: SliceStore,
+    case_id: str,
+    modality: str,
+    settings: StreamSettings,
+    stored: NDArray[np.int16],
+    out: NDArray[np.float32],
+) -> None:
+    """Turn stored integers into normalised frames, into ``out``."""
+    case = store.cases[case_id]
+    window = window_for(modality, settings.window, case.percentiles)
+    scale = case.scale.get(modality, 1.0)
+    # Dividing the window instead of multiplying the frames saves a pass over them.
+    out[...] = normalise(stored, (window[0] / scale, window[1] / scale))

@@ -1,0 +1,153 @@
+"""Tar shards: a plain WebDataset, and beside it a table of offsets for random access.
+
+Members lie slice by slice, all modalities and the mask of a slice together, so that one read serves a clip.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.artifacts import atomic_path, file_sha256
+from pipeline.errors import ArtifactError
+from pipeline.records import ShardFile
+from pipeline.stream.codec import EXTENSION, MASK, encode
+
+TABLE = np.dtype(
+    [("case", "<u2"), ("slice", "<u4"), ("part", "u1"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")]
+)
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Film:
+    """What is stored of one case: ``frames[modality]`` int16 (slices, rows, columns) and ``mask`` uint8."""
+
+    case_id: str
+    frames: dict[str, NDArray[np.int16]]
+    mask: NDArray[np.uint8]
+
+
+def parts(modalities: list[str] | tuple[str, ...]) -> list[str]:
+    """Return the members of one slice, in their order in the shard."""
+    return [*sorted(modalities), MASK]
+
+
+def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str) -> ShardFile:
+    """Write ``NAME.tar`` and ``NAME.npy`` (the table) atomically; the same films give the same bytes."""
+    rows: list[tuple[int, int, int, int, int, int]] = []
+    cases: list[str] = []
+    tar_path, table_path = folder / f"{name}.tar", folder / f"{name}.npy"
+    with atomic_path(tar_path) as partial, partial.open("wb") as stream:
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for number, film in enumerate(films):
+                cases.append(film.case_id)
+                for k in range(len(film.mask)):
+                    for p, part in enumerate(parts(tuple(film.frames))):
+                        data = encode(film.mask[k] if part == MASK else film.frames[part][k], codec)
+                        info = tarfile.TarInfo(f"{film.case_id}_{k:05d}.{part}.{EXTENSION}")
+                        info.size = len(data)
+                        rows.append((number, k, p, tar.offset + _BLOCK, len(data), zlib.crc32(data)))
+                        tar.addfile(info, io.BytesIO(data))
+        stream.flush()
+    with atomic_path(table_path) as partial, partial.open("wb") as stream:
+        np.save(stream, np.array(rows, TABLE), allow_pickle=False)
+    return ShardFile(
+        file=tar_path.name,
+        sha256=file_sha256(tar_path),
+        bytes=tar_path.stat().st_size,
+        table=table_path.name,
+        table_sha256=file_sha256(table_path),
+        members=len(rows),
+        cases=cases,
+    )
+
+
+class TarShard:
+    """Random access to one shard: reads clips by offset; the same object serves several threads."""
+
+    def __init__(self, folder: Path, record: ShardFile, slices: dict[str, int], parts_per_slice: int) -> None:
+        """Open a shard and check it against its record.
+
+        Raises:
+            ArtifactError: The file or its table is missing, cut, or not the one that the index speaks of.
+        """
+        self.name = record.file
+        path, table_path = folder / record.file, folder / record.table
+        for place in (path, table_path):
+            if not place.is_file():
+                raise ArtifactError(f"Shard file '{place.name}' is missing", remedy=_REMEDY)
+        if path.stat().st_size != record.bytes or not _ends_properly(path):
+            raise ArtifactError(
+                f"Shard '{path.name}' is truncated or altered: the index says {record.members} members, "
+                f"found {_count_members(path)}",
+                value=f"{path.stat().st_size} bytes",
+                allowed=f"{record.bytes} bytes",
+                remedy=_REMEDY,
+            )
+        if file_sha256(table_path) != record.table_sha256:
+            raise ArtifactError(f"The table of shard '{path.name}' does not match the index", remedy=_REMEDY)
+        table = np.load(table_path, mmap_mode="r", allow_pickle=False)
+        expected = sum(slices[case] for case in record.cases) * parts_per_slice
+        if table.dtype != TABLE or len(table) != record.members or record.members != expected:
+            raise ArtifactError(
+                f"Shard '{path.name}' lacks members: its cases need {expected}", value=len(table), remedy=_REMEDY
+            )
+        self._table = table
+        self._parts = parts_per_slice
+        starts = np.cumsum([0, *(slices[case] * parts_per_slice for case in record.cases)])
+        self._first = dict(zip(record.cases, (int(s) for s in starts[:-1]), strict=True))
+        self._slices = {case: slices[case] for case in record.cases}
+        self._file = os.open(path, os.O_RDONLY)
+
+    def read(self, case_id: str, start: int, count: int) -> list[memoryview]:
+        """Read ``count`` slices from ``start`` in one go: members in order, each with header and payload.
+
+        Raises:
+            IndexError: Outside the film.
+            ArtifactError: A read came back short.
+        """
+        if start < 0 or count < 1 or start + count > self._slices[case_id]:
+            raise IndexError(f"slices {start} to {start + count - 1} of a film of {self._slices[case_id]}")
+        first = self._first[case_id] + start * self._parts
+        rows = self._table[first : first + count * self._parts]
+        begin = int(rows["offset"][0])
+        length = int(rows["offset"][-1]) + int(rows["size"][-1]) - begin
+        data = os.pread(self._file, length, begin)
+        if len(data) != length:
+            raise ArtifactError(f"Shard '{self.name}' ended while being read", remedy=_REMEDY)
+        view = memoryview(data)
+        offsets = (rows["offset"] - begin).tolist()
+        return [view[o : o + s] for o, s in zip(offsets, rows["size"].tolist(), strict=True)]
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+_REMEDY = "Copy the shard folder again, or delete this shard and run 'cinevox preprocess' again"
+
+
+def _ends_properly(path: Path) -> bool:
+    """Whether the tar ends with its two zero blocks (a cut at a member's edge does not)."""
+    with path.open("rb") as stream:
+        if stream.seek(0, os.SEEK_END) < 2 * _BLOCK:
+            return False
+        stream.seek(-2 * _BLOCK, os.SEEK_END)
+        return not any(stream.read())
+
+
+def _count_members(path: Path) -> int:
+    try:
+        with tarfile.open(path) as tar:
+            return sum(1 for _ in tar)
+    except (tarfile.TarError, OSError):
+        return 0

@@ -1,0 +1,1 @@
+"""Run identity and loggers; the only place that imports wandb."""

@@ -1,0 +1,74 @@
+"""The budget in steps or minutes; schedules follow the share of it that is used."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+
+from pipeline.errors import TrainingError
+from pipeline.settings import BudgetSettings
+
+
+class Budget(pl.Callback):
+    """Counts our steps (batches) and seconds, tells the share to the method and the datamodule, and ends the fit.
+
+    Lightning's ``global_step`` counts every optimiser's step, so it is not used. Time spent in validation counts.
+    """
+
+    def __init__(self, settings: BudgetSettings, nan_limit: int) -> None:
+        self.settings, self.nan_limit = settings, nan_limit
+        self.step = 0
+        self._used_before = 0.0
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all restarts."""
+        return self._used_before + time.monotonic() - self._started
+
+    @property
+    def share(self) -> float:
+        """Share of the budget that is used, 0 to 1."""
+        shares = []
+        if self.settings.steps:
+            shares.append(self.step / self.settings.steps)
+        if self.settings.minutes:
+            shares.append(self.seconds / (60 * self.settings.minutes))
+        return min(1.0, max(shares))
+
+    def progress(self) -> dict[str, Any]:
+        """Return plain numbers for a checkpoint."""
+        return {"step": self.step, "seconds": self.seconds}
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Continue from a checkpoint's numbers."""
+        self.step, self._used_before = int(progress["step"]), float(progress["seconds"])
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+        self._tell(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Set the share that this step's learning rates follow."""
+        self._tell(trainer, pl_module)
+
+    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        share = self.share
+        pl_module.budget_share = share  # type: ignore[assignment]
+        trainer.datamodule.budget_share = share  # type: ignore[attr-defined]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Count the step; stop when the budget is used, abort when nothing but non-finite steps comes."""
+        self.step += 1
+        trainer.datamodule.advance()  # type: ignore[attr-defined]
+        self._tell(trainer, pl_module)
+        if int(getattr(pl_module, "skipped_in_a_row", 0)) >= self.nan_limit:
+            raise TrainingError(
+                f"{self.nan_limit} steps in a row had a loss or gradient that is not finite",
+                remedy="A snapshot was kept as checkpoints/not-finite.ckpt; lower the learning rate, or use fp32",
+            )
+        if self.share >= 1:
+            trainer.should_stop = True

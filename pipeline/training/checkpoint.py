@@ -1,0 +1,178 @@
+"""Checkpoints: atomic, tensors and plain data only, and self-describing.
+
+A checkpoint never chooses code: it names a method and its settings, which the installed version builds through the
+same allow-list as a configuration file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from pipeline import __version__
+from pipeline.artifacts import atomic_path
+from pipeline.config import build, plain
+from pipeline.errors import CheckpointError, TrainingError
+from pipeline.records import ShardIndex
+from pipeline.settings import Config
+from pipeline.training.budget import Budget
+
+SCHEMA = 1
+FOLDER = "checkpoints"
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+SNAPSHOT = "not-finite.ckpt"
+
+
+def describe(config: Config, index: ShardIndex) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: method, settings, and the preprocessing that its inputs had."""
+    return {
+        "schema": SCHEMA,
+        "cinevox": __version__,
+        "method": config.model.name,
+        "label": config.label or config.model.name,
+        "source": config.source,
+        "target": config.target,
+        "config": plain(config),
+        "preprocessing": {
+            "axes": index.axes,
+            "spacing_mm": list(index.spacing_mm),
+            "size": list(index.size),
+            "body_threshold_hu": config.preprocess.body_threshold_hu,
+            "modalities": {name: item.model_dump() for name, item in index.modalities.items()},
+            "window": {name: list(window) for name, window in config.stream.window.items()},
+            "outside_mask": config.stream.outside_mask,
+        },
+        "shards": index.config_hash,
+    }
+
+
+def load_checkpoint(place: Path) -> dict[str, Any]:
+    """Read a checkpoint from its file, or the last one of a run folder.
+
+    Raises:
+        CheckpointError: Missing, damaged, holding code instead of tensors, or of another schema.
+    """
+    path = place / FOLDER / LAST if place.is_dir() else place
+    if not path.is_file():
+        raise CheckpointError(
+            f"No checkpoint at '{path}'", remedy="Give a run folder or a .ckpt file of 'cinevox train'"
+        )
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"Checkpoint '{path.name}' holds more than tensors and plain data, or is damaged; it was not opened",
+            remedy="Use a checkpoint that 'cinevox train' wrote",
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(
+            f"Checkpoint '{path.name}' is damaged ({type(error).__name__})",
+            remedy=f"Use another one in '{path.parent}'",
+        ) from None
+    record = data.get("cinevox") if isinstance(data, dict) else None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA or "state_dict" not in data:
+        raise CheckpointError(
+            f"'{path.name}' is not a Cinevox checkpoint of schema {SCHEMA}",
+            value=record.get("schema") if isinstance(record, dict) else "no record",
+        )
+    return data
+
+
+def load_method(data: dict[str, Any], allowed: Sequence[str] = ()) -> pl.LightningModule:
+    """Build the method that a checkpoint names, through the allow-list, with its weights; in eval mode."""
+    module = build(data["cinevox"]["config"]["model"]["module"], allowed, where="checkpoint: model.module")
+    try:
+        module.load_state_dict(data["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(
+            "The checkpoint's weights do not fit the method that it names", value=str(error).split("\n")[0]
+        ) from None
+    return module.eval()
+
+
+class Checkpoints(pl.Callback):
+    """Writes last, best and every N steps, at the end of a step; keeps what a resume needs beside Lightning's state."""
+
+    def __init__(self, folder: Path, record: dict[str, Any], budget: Budget, *, every: int, keep_every: int) -> None:
+        self.folder, self.record, self.budget = folder / FOLDER, record, budget
+        self.every, self.keep_every = every, keep_every
+        self.best = math.inf
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add our record, position and random state; drop Lightning's own loop counters.
+
+        The position in the sample sequence is the datamodule's. Lightning's counters (a batch behind at this point,
+        one per optimiser) would only fight with it after a restart in mid-epoch.
+        """
+        checkpoint.pop("loops", None)
+        checkpoint["cinevox"] = self.record
+        checkpoint["progress"] = {**self.budget.progress(), "best": self.best}
+        checkpoint["random"] = {"torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["random"]["cuda"] = torch.cuda.get_rng_state_all()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take budget and best value back."""
+        self.budget.restore(checkpoint["progress"])
+        self.best = float(checkpoint["progress"]["best"])
+        self._random = checkpoint["random"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the random state last, when nothing before the first step can draw from it."""
+        random = getattr(self, "_random", None)
+        if random is not None:
+            torch.set_rng_state(random["torch"])
+            if "cuda" in random and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(random["cuda"])
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Save every N steps."""
+        step = self.budget.step
+        if self.every and step % self.every == 0:
+            self.save(trainer)
+        if self.keep_every and step % self.keep_every == 0:
+            self.save(trainer)
+            self._link(f"step-{step:08d}.ckpt")
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write ``last.ckpt``: a new file takes its place only when it is whole and synced."""
+        with atomic_path(self.folder / LAST) as partial:
+            trainer.save_checkpoint(partial, weights_only=False)
+
+    def save_if_best(self, trainer: pl.Trainer, value: float) -> bool:
+        """Save, and keep as ``best.ckpt`` when ``value`` is the lowest so far."""
+        better = value < self.best
+        self.best = min(value, self.best)
+        self.save(trainer)
+        if better:
+            self._link(BEST)
+        return better
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the end of the budget."""
+        self.save(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Keep a snapshot of what went wrong, without touching the last good checkpoint."""
+        if isinstance(exception, TrainingError):
+            with atomic_path(self.folder / SNAPSHOT) as partial:
+                trainer.save_checkpoint(partial, weights_only=False)
+
+    def _link(self, name: str) -> None:
+        # A hard link costs nothing; 'last' is replaced, never written into.
+        link = self.folder / f".partial.{name}"
+        link.unlink(missing_ok=True)
+        os.link(self.folder / LAST, link)
+        link.replace(self.folder / name)

@@ -1,0 +1,15 @@
+"""Miniature sizes of every method under conf/model, as overrides in Hydra's style."""
+
+_VID2VID = [
+    "model.module.generator.width=4",
+    "model.module.generator.downsamplings=2",
+    "model.module.generator.blocks=2",
+    "model.module.image_discriminator.width=4",
+]
+
+MINIATURE: dict[str, list[str]] = {
+    "identity": [],
+    "regression": ["model.module.network.widths=[4,8]", "model.module.network.residual_units=1"],
+    "vid2vid": [*_VID2VID, "model.module.temporal_discriminator.width=4"],
+    "vid2vid_slice": _VID2VID,
+}

@@ -1,0 +1,69 @@
+"""Tiny methods, films and trainings for the tests of methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from miniatures import MINIATURE
+
+from pipeline.config import build, compose
+from pipeline.models.translator import Translator
+
+MODALITIES = {"source_modality": "cbct", "target_modality": "ct"}
+
+
+def make_method(name: str, *overrides: str, seed: int = 0) -> Translator:
+    """Build a method of conf/model in miniature; overrides are relative to its constructor's node."""
+    config = compose([f"model={name}", *MINIATURE[name], *(f"model.module.{override}" for override in overrides)])
+    torch.manual_seed(seed)
+    return build(config.model.module)
+
+
+def make_film(frames: int = 4, size: int = 16, seed: int = 1, batch: int = 1) -> torch.Tensor:
+    """Return a smooth film (batch, frames, 1, size, size) in [-1, 1] that drifts by a pixel per frame."""
+    noise = torch.randn(batch, 1, size, size, generator=torch.Generator().manual_seed(seed))
+    still = torch.tanh(2 * torch.nn.functional.avg_pool2d(noise, 5, 1, 2))
+    return torch.stack([still.roll(frame, -1) for frame in range(frames)], 1)
+
+
+def make_batch(frames: int = 4, size: int = 16, seed: int = 1, batch: int = 1) -> dict[str, Any]:
+    """Return a batch as the stream gives it."""
+    source = make_film(frames, size, seed, batch)
+    return {
+        "source": source,
+        "target": (0.8 * source + 0.1).clone(),
+        "mask": torch.ones_like(source),
+        "case_id": ["toy"] * batch,
+        "slice_index": torch.arange(frames).expand(batch, frames),
+        "sample_index": torch.arange(batch),
+    }
+
+
+def train(method: Translator, batches: list[dict[str, Any]], **settings: Any) -> pl.Trainer:
+    """Train on the batches once, on the CPU, writing nothing."""
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(method, loader, loader)  # without a second loader Lightning warns
+    return trainer
+
+
+def weights_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of all weights."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Return whether two sets of weights are equal bit by bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

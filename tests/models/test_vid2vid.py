@@ -1,0 +1,230 @@
+import resource
+
+import pytest
+import torch
+from model_making import MODALITIES, make_batch, make_film, make_method, same, train, weights_of
+
+from pipeline.errors import ConfigError
+from pipeline.models.translator import frozen, linear_decay, warm_cosine
+from pipeline.models.vid2vid import Vid2Vid
+
+# Lightning's own, about a class of torch.utils that torch renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
+
+
+def losses_of(method: Vid2Vid, frames: int = 8) -> set[str]:
+    trainer = train(method, [make_batch(frames)])
+    return {key.removeprefix("train/").removesuffix("_loss") for key in trainer.callback_metrics if "_loss" in key}
+
+
+def test_all_terms_of_the_recipe_are_there():
+    image = {"gan", "feature_matching", "perceptual", "discriminator"}
+    flow = {"generated_warp", "flow", "flow_warp", "composition"}
+    temporal = {f"temporal_{kind}_{s}" for kind in ("gan", "feature_matching", "discriminator") for s in (0, 1)}
+    assert losses_of(make_method("vid2vid")) == image | flow | temporal
+    # The coarser scale needs seven frames, the finer one three.
+    assert losses_of(make_method("vid2vid"), 6) == image | flow | {name for name in temporal if name.endswith("0")}
+    assert losses_of(make_method("vid2vid"), 2) == image | flow
+    assert losses_of(make_method("vid2vid_slice"), 1) == image
+
+
+def test_without_reference_flow_only_the_terms_against_it_fall_away():
+    method = make_method("vid2vid", "reference_flow=none", "temporal_discriminator.channels=3", "weight_l1=1")
+    names = losses_of(method)
+    assert {"flow", "generated_warp"}.isdisjoint(names)
+    assert {"flow_warp", "composition", "temporal_gan_1", "l1"} <= names
+
+
+def test_translate_equals_the_walk_frame_by_frame():
+    method, film = make_method("vid2vid"), make_film(6)
+    method.use_ema = False
+    with torch.no_grad():
+        past: list[torch.Tensor] = []
+        for time in range(6):
+            sources = [film[:, max(time - back, 0)] for back in (2, 1, 0)]
+            known = [torch.zeros(1, 1, 16, 16)] * (2 - len(past[-2:])) + past[-2:]
+            frame = method.generator(torch.cat(sources, 1), torch.cat(known, 1), compose=time > 0)
+            past.append(frame.image)
+    assert torch.equal(method.translate(film[0], **MODALITIES), torch.cat(past))
+
+
+def test_the_windows_of_training_do_not_change_what_is_generated():
+    method, film = make_method("vid2vid"), make_film(6)
+    whole = torch.stack([frame.image for frame in method._generate(film, [], range(6))], 1)
+    done: list[torch.Tensor] = []
+    for start in range(0, 6, 2):
+        done += [frame.image.detach() for frame in method._generate(film, done, range(start, start + 2))]
+    assert torch.allclose(torch.stack(done, 1), whole, atol=1e-6)
+    method.use_ema = False
+    assert torch.allclose(method.translate(film[0], **MODALITIES), whole[0], atol=1e-6)
+
+
+def test_a_translated_slice_depends_on_no_later_slice():
+    method, film = make_method("vid2vid"), make_film(6)[0]
+    changed = film.clone()
+    changed[4:] = 0.5
+    first, second = method.translate(film, **MODALITIES), method.translate(changed, **MODALITIES)
+    assert torch.equal(first[:4], second[:4])
+    assert not torch.equal(first[4:], second[4:])
+
+
+def test_the_slice_twin_treats_every_slice_alone():
+    method, film = make_method("vid2vid_slice"), make_film(11)[0]
+    order = torch.randperm(11, generator=torch.Generator().manual_seed(0))
+    shuffled = method.translate(film[order], **MODALITIES)
+    assert torch.allclose(shuffled, method.translate(film, **MODALITIES)[order], atol=1e-6)
+
+
+def test_generated_frames_never_see_the_target_in_training(monkeypatch):
+    seen: list[torch.Tensor] = []
+    original = Vid2Vid._generate
+
+    def spy(self, source, done, times):
+        frames = original(self, source, done, times)
+        seen.extend(frame.image.detach().clone() for frame in frames)
+        return frames
+
+    monkeypatch.setattr(Vid2Vid, "_generate", spy)
+    for flip in (1, -1):
+        batch = make_batch(3)
+        batch["target"] *= flip
+        method = make_method("vid2vid", "learning_rate=1e-30")
+        train(method, [batch])
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(seen[:3], seen[3:], strict=True))
+
+
+@pytest.mark.parametrize("bp", [1, 2])
+def test_gradients_flow_back_through_as_many_frames_as_set(bp):
+    method = make_method("vid2vid", f"backpropagate_frames={bp}", "frames_per_step=2")
+    source = make_film(2)
+    frames = method._generate(source, [], [0, 1])
+    frames[0].image.retain_grad()
+    frames[1].image.sum().backward()
+    assert (frames[0].image.grad is None) == (bp == 1)
+
+
+def gradients_of(method: Vid2Vid, monkeypatch: pytest.MonkeyPatch, only: int) -> set[str]:
+    """Return the networks that one optimiser's loss alone gives gradients to."""
+    touched: set[str] = set()
+
+    def step(self, updates, network, max_norm=0.0):
+        updates[only].total.backward()
+        touched.update(
+            name.split(".")[0] + ("." + name.split(".")[1] if name.startswith("temporal") else "")
+            for name, parameter in self.named_parameters()
+            if parameter.grad is not None and parameter.grad.any()
+        )
+        self.zero_grad()
+        return False
+
+    monkeypatch.setattr(Vid2Vid, "guarded_step", step)
+    train(method, [make_batch(7)])
+    return touched
+
+
+@pytest.mark.parametrize(
+    ("only", "network"),
+    [
+        (0, "generator"),
+        (1, "image_discriminator"),
+        (-1, "image_discriminator temporal_discriminators.0 temporal_discriminators.1"),
+    ],
+)
+def test_each_loss_reaches_its_own_network_only(only, network, monkeypatch):
+    # The last update is the image discriminator's at first, and the temporal ones' once they are awake.
+    assert gradients_of(make_method("vid2vid"), monkeypatch, only) == set(network.split())
+
+
+def test_the_temporal_discriminators_start_differently():
+    one, other = (weights_of(network) for network in make_method("vid2vid").temporal_discriminators)
+    assert not same(one, other)
+
+
+def test_one_damaged_frame_costs_few_steps_of_its_clip():
+    method, batch = make_method("vid2vid"), make_batch(12)
+    batch["source"][:, 4] = float("nan")
+    before = weights_of(method.generator)
+    train(method, [batch])
+    assert 1 <= method.skipped_steps < 12
+    assert method.skipped_in_a_row == 0
+    assert not same(before, weights_of(method.generator))
+    assert all(torch.isfinite(value).all() for value in method.state_dict().values())
+
+
+def test_rates_decay_for_generator_and_image_discriminator_only():
+    method = make_method("vid2vid", "learning_rate=0.001")
+    method.budget_share = 0.75
+    trainer = train(method, [make_batch(7)])
+    assert [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers] == [0.0005, 0.0005, 0.001, 0.001]
+
+
+def test_schedules():
+    assert [linear_decay(share, 0.5) for share in (0, 0.5, 0.75, 1)] == [1, 1, 0.5, 0]
+    assert warm_cosine(0.01, 0.02) == 0.5
+    assert warm_cosine(0.02, 0.02) == 1
+    assert warm_cosine(1, 0.02) == pytest.approx(0)
+    assert 0 < warm_cosine(0, 0.02) < 0.1
+
+
+def test_frozen_lets_gradients_through_and_thaws():
+    layer = torch.nn.Linear(2, 2)
+    inputs = torch.ones(1, 2, requires_grad=True)
+    with frozen(layer):
+        output = layer(inputs)
+    output.sum().backward()
+    assert inputs.grad is not None
+    assert layer.weight.grad is None
+    assert layer.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        (["temporal_discriminator.channels=3"], "channels=7"),
+        (["reference_flow=none"], "channels=3"),
+        (["image_discriminator.channels=1"], "channels=2"),
+        (["reference_flow=dsi"], "Did you mean 'dis'"),
+        (["gan=vanilla"], "lsgan, hinge"),
+        (["recurrent=false"], "not recurrent"),
+        (["generator.flow=false"], "no flow branch"),
+        (["weight_gan=-1"], "negative"),
+        (["frames_per_step=0"], "out of range"),
+        (["ema_decay=1"], "averaged weights"),
+    ],
+)
+def test_contradictions_are_refused(overrides, what):
+    with pytest.raises(ConfigError, match=what):
+        make_method("vid2vid", *overrides)
+
+
+def test_clips_too_short_are_refused_with_the_way_out():
+    method = make_method("vid2vid")
+    method.check_stream(6)
+    method.check_stream(6, 24)
+    with pytest.raises(ConfigError, match="vid2vid_slice"):
+        method.check_stream(1)
+    with pytest.raises(ConfigError, match="temporal_discriminator=null"):
+        method.check_stream(2)
+    with pytest.raises(ConfigError, match="temporal_scales=1"):
+        method.check_stream(6, 6)
+    make_method("vid2vid_slice").check_stream(1)
+
+
+def test_bf16_trains_and_translates():
+    method = make_method("vid2vid", "perceptual=null")
+    before = weights_of(method.generator)
+    train(method, [make_batch(3)], precision="bf16-mixed")
+    assert not same(before, weights_of(method.generator))
+    assert method.skipped_steps == 0
+
+
+def test_a_long_film_needs_no_more_memory_than_a_short_one():
+    method = make_method("vid2vid", "generator.width=2", "generator.downsamplings=1")
+    film = torch.zeros(600, 1, 32, 32)
+    method.translate(film[:20], **MODALITIES)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = method.translate(film, **MODALITIES)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
+    assert result.shape == film.shape
+    # The result takes 2.4 MiB; activations of all frames would take over 100.
+    assert grown < 30_000

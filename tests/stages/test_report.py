@@ -1,0 +1,159 @@
+"""report: one safe, self-contained page of everything that was scored."""
+
+import base64
+import hashlib
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from scored_case import make_translation
+
+from pipeline.config import compose
+from pipeline.errors import ConfigError
+from pipeline.records import Scores, unique
+from pipeline.reporting.gallery import file_name
+from pipeline.stages import evaluate, report
+
+HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
+
+
+class Tags(HTMLParser):
+    """Collects every start tag with its attributes."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def settings(*overrides, dry_run=False, **paths):
+    return compose(["workers=1", *overrides], paths, dry_run=dry_run)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scored")
+    first = make_translation(root / "a", "first $x^2$")
+    second = make_translation(root / "b", HOSTILE, error=10.0)
+    evaluate.run(settings(input=[first], output=root / "s1"))
+    evaluate.run(settings(input=[second], output=root / "s2"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(scored):
+    # One case is drawn: pictures take the time.
+    config = settings("report.cases=1", "report.panels=1", input=[scored / "s1", scored / "s2"], output=scored / "r")
+    report.run(config)
+    return scored / "r" / "report.html"
+
+
+def test_page_is_self_contained_and_has_no_script(page):
+    html = page.read_text()
+    tags = Tags(html).tags
+    names = {tag for tag, _ in tags}
+    assert not names & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    for tag, attributes in tags:
+        assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
+        for name in ("src", "srcset"):
+            assert attributes.get(name, "data:image/").startswith("data:image/")
+        if "href" in attributes:
+            assert attributes["href"].startswith("#")
+        if tag == "img":
+            assert len(attributes["alt"]) > 20
+    assert "http://" not in html and "https://" not in html
+
+
+def test_policy_allows_only_our_style(page):
+    html = page.read_text()
+    policy = next(a["content"] for t, a in Tags(html).tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    css = re.search(r"<style>(.*?)</style>", html, re.DOTALL).group(1)
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in policy
+
+
+def test_hostile_label_is_text(page):
+    html = page.read_text()
+    assert HOSTILE not in html
+    assert "&lt;img src=x onerror=" in html
+    assert all("onerror" not in attributes for _, attributes in Tags(html).tags)
+
+
+def test_content(page):
+    html = page.read_text()
+    for text in (
+        "2</b> cases",
+        "2</b> patients",
+        "-1024 to 3071",
+        "first $x^2$",
+        "untranslated",
+        "best",
+        "soft tissue",
+    ):
+        assert text in html
+    assert "Pictures show 1 of 2 cases" in html
+    assert "<strong>10.0 ± 0.0</strong>" in html
+    summary = (page.parent / "tables/summary.csv").read_text()
+    assert summary.count(",mask,mae,") == 3
+    figures = {p.name for p in (page.parent / "figures").glob("*.png")}
+    assert "all_cases.png" in figures and sum("soft_tissue" in name for name in figures) == 1
+    assert page.stat().st_size < 3e6
+
+
+def test_finished_report_is_left_alone(page, scored, capsys):
+    stamp = page.stat().st_mtime_ns
+    report.run(settings("report.cases=1", "report.panels=1", input=[scored / "s1", scored / "s2"], output=scored / "r"))
+    assert page.stat().st_mtime_ns == stamp and "nothing to do" in capsys.readouterr().err
+
+
+def test_without_volumes_there_are_tables(scored, tmp_path):
+    scores = Scores.load(scored / "s1")
+    gone = scores.model_copy(update={"translations": [str(tmp_path / "gone")]})
+    gone.save(tmp_path)
+    report.run(settings(input=[tmp_path / "scores.json"], output=tmp_path / "r"))
+    html = (tmp_path / "r/report.html").read_text()
+    assert "no longer where they were" in html and "20.0 ± 0.0" in html and "soft tissue 40/400" not in html
+
+
+def test_nothing_scored_still_gives_a_page(tmp_path):
+    Scores(schema=1, profile={"name": "ct"}, scores=[], summary=[], notes=["Left out: all"]).save(tmp_path)
+    report.run(settings(input=[tmp_path], output=tmp_path / "r"))
+    assert "Left out: all" in (tmp_path / "r/report.html").read_text()
+
+
+def test_dry_run_and_missing_paths(scored, tmp_path, capsys):
+    report.run(settings(dry_run=True, input=[scored / "s1"], output=tmp_path / "r"))
+    assert not (tmp_path / "r").exists() and "first $x^2$" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="needs scores"):
+        report.run(settings(output=tmp_path / "r"))
+    with pytest.raises(ConfigError, match="output folder"):
+        report.run(settings(input=[scored / "s1"]))
+
+
+def test_file_names_are_safe():
+    assert file_name("../../x y\0<é>") == "_x_y_"
+    assert unique(["a", "b", "a"]) == ["a", "b"]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="no Chromium")
+def test_browser_runs_nothing_and_requests_nothing(page, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    log = tmp_path / "net.json"
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--enable-logging=stderr", "--v=0",
+        "--dump-dom", page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "<title>Cinevox report</title>" in done.stdout  # the hostile label would have changed it
+    assert "Content Security Policy" not in done.stderr  # nothing was blocked, because nothing was tried
+    urls = set(re.findall(r'"url":"((?:https?|ftp|ws)[^"]*)"', log.read_text(errors="replace")))
+    own = {url for url in urls if "google" not in url and "gvt1" not in url}  # the browser's own errands
+    assert own == set()
