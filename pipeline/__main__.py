@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -37,6 +38,8 @@ USAGE = """cinevox VERB [name=value ...] [-i INPUT] [-o OUTPUT] [--dry-run] [--d
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; return 0, 2 (the user's error) or 1 (ours)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Idle threads that spin make everything several times slower beside any other busy process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in arguments
     try:
         return _dispatch([a for a in arguments if a != "--debug"])

@@ -112,7 +112,7 @@ def _paint_abdomen(c: Canvas, cavity: Field, dome: Field) -> None:
     rng = c.rng
     under = np.maximum(c.z - dome + 3, cavity + 5)
     # Bowel first: other organs lie over it.
-    for _ in range(46):
+    for _ in range(80):
         place = (rng.uniform(-100, 100), rng.uniform(-65, 20), rng.uniform(-290, -62))
         loop = c.ellipsoid(place, (rng.uniform(11, 24), rng.uniform(10, 17), rng.uniform(10, 24)), rng.uniform(-60, 60))
         c.paint(loop.inside(under + 3), "bowel")

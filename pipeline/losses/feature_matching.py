@@ -15,8 +15,7 @@ def feature_matching(real: Sequence[Sequence[torch.Tensor]], fake: Sequence[Sequ
         fake: The same for generated images. Its batch may hold several stacks of the real batch (composed and raw
             images after one another); each is compared with the real one.
 
-    Source of the weights: docs of vid2vid; with n strided layers a network has n + 2 outputs, so 4 / (n + 1) is 1
-    for the usual n = 3.
+    With n strided layers a network has n + 2 outputs, and 4 / (n + 1) is 1 for the usual n = 3 (vid2vid's weights).
     """
     total = torch.zeros((), device=fake[0][0].device)
     for real_scale, fake_scale in zip(real, fake, strict=True):

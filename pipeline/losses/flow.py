@@ -1,4 +1,4 @@
-"""Losses of the flow and of the composition mask. Source: vid2vid (arXiv 1808.06601), docs/architecture.md.
+"""Losses of the flow and of the composition mask. Source: vid2vid (arXiv 1808.06601).
 
 Shapes everywhere: images (batch, channels, height, width) in [-1, 1]; flows (batch, 2, height, width) in pixels;
 confidence and weight (batch, 1, height, width). A mean is over *all* pixels, not only over confident ones.

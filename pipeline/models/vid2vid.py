@@ -187,9 +187,8 @@ class Vid2Vid(Translator):
                 raise ConfigError(
                     f"Temporal scale {scale} needs {needed} frames",
                     value=f"clips of {available} frames",
-                    remedy=f"Raise stream.clip_length to {needed}, or set model.module.temporal_scales={scale}"
-                    if scale
-                    else f"Raise stream.clip_length to {needed}, or set model.module.temporal_discriminator=null",
+                    remedy=f"Raise stream.clip_length to {needed}, or set model.module."
+                    + (f"temporal_scales={scale}" if scale else "temporal_discriminator=null"),
                 )
 
     def _stride(self, scale: int) -> int:
@@ -233,10 +232,9 @@ class Vid2Vid(Translator):
                 *(Update(optimizers[2 + scale], loss, self.learning_rate) for scale, loss in temporal.items()),
             ]
             self.guarded_step(updates, self.generator)
-            with torch.no_grad():
-                losses["discriminator_loss"] = discriminator
-                losses |= {f"temporal_discriminator_{scale}_loss": loss for scale, loss in temporal.items()}
-                losses["masked_l1"] = masked_l1(images, target[:, times], mask[:, times])
+            losses["discriminator_loss"] = discriminator
+            losses |= {f"temporal_discriminator_{scale}_loss": loss for scale, loss in temporal.items()}
+            losses["masked_l1"] = masked_l1(images.detach(), target[:, times], mask[:, times])
             windows.append({name: value.detach() for name, value in losses.items()})
             # A damaged frame is skipped by the guard; it must not spoil the rest of the clip as its past.
             done.extend(images.detach().nan_to_num(0.0).unbind(1))
@@ -365,8 +363,10 @@ class Vid2Vid(Translator):
         network = self.averaged(self.generator)
         with evaluating(network):
             if self.recurrent:
-                return {"prediction": torch.stack(list(self._walk(network, source)), 1)}
-            return {"prediction": self._alone(network, source.flatten(0, 1)).unflatten(0, source.shape[:2])}
+                return {"prediction": torch.stack(list(self._walk(network, source)), 1).clamp(-1, 1)}
+            return {
+                "prediction": self._alone(network, source.flatten(0, 1)).unflatten(0, source.shape[:2]).clamp(-1, 1)
+            }
 
     @torch.no_grad()
     def translate(
@@ -387,11 +387,12 @@ class Vid2Vid(Translator):
         with evaluating(network):
             if self.recurrent:
                 for index, frame in enumerate(self._walk(network, source[None])):
-                    result[index] = frame[0].to(result.device)
+                    result[index] = frame[0].clamp(-1, 1).to(result.device)
             else:
                 for start in range(0, source.shape[0], SLICES_AT_ONCE):
                     chunk = source[start : start + SLICES_AT_ONCE].to(self.device)
-                    result[start : start + SLICES_AT_ONCE] = self._alone(network, chunk).to(result.device)
+                    translated = self._alone(network, chunk).clamp(-1, 1)
+                    result[start : start + SLICES_AT_ONCE] = translated.to(result.device)
         return result
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -8,7 +8,7 @@ from torch import nn
 def initialise_normal(network: nn.Module, spread: float = 0.02) -> None:
     """Draw convolution weights from N(0, spread); biases 0, norm scales N(1, spread), norm shifts 0.
 
-    Draws from torch's global generator, so that a run's seed decides. Formula: docs of vid2vid and pix2pixHD.
+    Draws from torch's global generator, so that a run's seed decides. The start of pix2pix, pix2pixHD and vid2vid.
     Weights on the meta device stay as they are.
     """
     for module in network.modules():

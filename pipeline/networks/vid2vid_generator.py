@@ -1,7 +1,7 @@
 """The recurrent vid2vid generator: image branch, flow branch, and their composition.
 
-Source: Wang et al., Video-to-Video Synthesis, NeurIPS 2018 (arXiv 1808.06601), coarsest scale; the layer table is in
-docs/architecture.md. Written from the published facts, with images of any number of channels.
+Source: Wang et al., Video-to-Video Synthesis, NeurIPS 2018 (arXiv 1808.06601), coarsest scale. Written from
+the published facts, with images of any number of channels.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Vid2VidGenerator(nn.Module):
         norm: ``instance``, ``instance_affine`` or ``batch``.
         flow: Whether there is a flow branch; without one the raw image is the output.
         flow_scale: Pixels of flow per unit of the flow head.
+        residual: Add the current source frame to the image head's output (not published). Instance norm forgets
+            absolute values, which a source that is calibrated like the target still has.
 
     Raises:
         ConfigError: A size that leaves no network.
@@ -56,6 +58,7 @@ class Vid2VidGenerator(nn.Module):
         norm: str = "instance",
         flow: bool = True,
         flow_scale: float = 20.0,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         if min(channels_in, channels_out, past, width, downsamplings) < 1 or blocks < 2:
@@ -64,6 +67,13 @@ class Vid2VidGenerator(nn.Module):
                 value=f"past={past}, width={width}, downsamplings={downsamplings}, blocks={blocks}",
                 allowed="past, width and downsamplings from 1, blocks from 2",
             )
+        if residual and channels_in != channels_out:
+            raise ConfigError(
+                "A residual generator adds the source to its output",
+                value=f"channels_in={channels_in}, channels_out={channels_out}",
+                allowed="equal numbers of channels",
+            )
+        self.residual = residual
         self.channels_in, self.channels_out, self.past, self.flow_scale = channels_in, channels_out, past, flow_scale
         self.multiple = 2**downsamplings
         deep = width * self.multiple
@@ -113,6 +123,8 @@ class Vid2VidGenerator(nn.Module):
         # Near the ends of the range one bf16 step is 8 HU, so heads and composition leave autocast.
         with torch.autocast(device_type=source.device.type, enabled=False):
             raw = torch.tanh(self.image_head(image_features.float()))[..., :height, :width]
+            if self.residual:
+                raw = raw + source[:, -self.channels_in :].float()
             if flow_features is None or self.flow_head is None or self.weight_head is None:
                 return Frame(raw, raw, None, None)
             flow_features = flow_features.float()

@@ -86,6 +86,8 @@ def dress(axes: Axes, theme: Theme, xlabel: str = "", ylabel: str = "", title: s
 
 def legend(axes: Axes, theme: Theme, **options: Any) -> None:
     """Add a legend without a frame; names are shown as they are, never read as formulas."""
+    if not axes.get_legend_handles_labels()[0]:
+        return  # nothing was drawn: an empty region
     box = axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, **options)
     for text in box.get_texts():
         text.set_parse_math(False)

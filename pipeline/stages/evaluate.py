@@ -256,7 +256,11 @@ def _fingerprint(path: Path | None) -> str:
     if path is None:
         return ""
     # A missing file is met again, with its reason, when the case is scored.
-    return file_sha256(path) if path.is_file() else "missing"
+    if not path.is_file():
+        return "missing"
+    # A MetaImage header may keep its voxels in a file beside it.
+    beside = [p for p in (path.with_suffix(".raw"), path.with_suffix(".zraw")) if p.is_file()] * (path.suffix == ".mhd")
+    return "".join(file_sha256(p) for p in (path, *beside))
 
 
 def _score(jobs: list[CaseJob], workers: int) -> Iterator[CaseResult]:

@@ -148,7 +148,7 @@ def prepare_film(
         GeometryError: Modalities on different grids (unless ``resample``), or a body that does not fit.
         DataError: An empty mask, or too few slices.
     """
-    volumes = {name: read_volume(cohort.path(case.volumes[name])) for name in modalities}
+    volumes = {name: read_volume(cohort.path(case.volumes[name]), case.volumes[name].unit) for name in modalities}
     anchor = volumes[reference]
     native = {name: grid_record(volume.grid) for name, volume in volumes.items()}
     for name, volume in volumes.items():

@@ -75,12 +75,14 @@ def test_written_nifti_states_both_forms(tmp_path):
 
 
 def nifti_bytes(array, affine=None, *, sform=1, qform=1, **fields):
-    image = nib.Nifti1Image(array, np.eye(4) if affine is None else affine, dtype=array.dtype)
-    image.set_sform(np.eye(4) if affine is None else affine, code=sform)
-    image.header["qform_code"] = qform
-    data = bytearray(image.to_bytes())
+    """Return a file whose header is set field by field, as nibabel itself would not write it."""
+    data = bytearray(nib.Nifti1Image(array, np.eye(4), dtype=array.dtype).to_bytes())
     header = nib.Nifti1Header(bytes(data[:348]))
-    for key, value in fields.items():
+    affine = np.eye(4) if affine is None else affine
+    if qform:
+        header.set_qform(affine)
+    header.set_sform(affine)
+    for key, value in {"sform_code": sform, "qform_code": qform, **fields}.items():
         header[key] = value
     data[:348] = header.binaryblock
     return bytes(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -41,21 +42,20 @@ def make_batch(frames: int = 4, size: int = 16, seed: int = 1, batch: int = 1) -
     }
 
 
-def train(method: Translator, batches: list[dict[str, Any]], **settings: Any) -> pl.Trainer:
-    """Train on the batches once, on the CPU, writing nothing."""
+def train(method: Translator, batches: list[dict[str, Any]], resume: Path | None = None, **settings: Any) -> pl.Trainer:
+    """Train on the batches once (or for ``max_epochs``), on the CPU, writing nothing."""
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_epochs=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
-        **settings,
+        **({"max_epochs": 1} | settings),
     )
     loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-    trainer.fit(method, loader, loader)  # without a second loader Lightning warns
+    trainer.fit(method, loader, loader, ckpt_path=resume, weights_only=True)  # without a second loader it warns
     return trainer
 
 

@@ -68,6 +68,12 @@ def test_a_translated_slice_depends_on_no_later_slice():
     assert not torch.equal(first[4:], second[4:])
 
 
+def test_a_residual_generator_learns_and_stays_in_range():
+    method = make_method("vid2vid", "generator.residual=true")
+    train(method, [make_batch(3)])
+    assert method.translate(make_film(3)[0], **MODALITIES).abs().max() <= 1
+
+
 def test_the_slice_twin_treats_every_slice_alone():
     method, film = make_method("vid2vid_slice"), make_film(11)[0]
     order = torch.randperm(11, generator=torch.Generator().manual_seed(0))

@@ -59,6 +59,15 @@ def test_generator_without_composition_puts_out_the_raw_image():
     assert frame.flow is None
 
 
+def test_a_residual_generator_starts_from_the_current_source_frame():
+    network = Vid2VidGenerator(**TINY, residual=True)
+    nn.init.zeros_(network.image_head.weight)
+    source = torch.rand(1, 3, 8, 8)
+    assert torch.equal(network(source, torch.zeros(1, 2, 8, 8)).raw, source[:, -1:])
+    with pytest.raises(ConfigError, match="equal numbers"):
+        Vid2VidGenerator(**TINY, channels_in=2, residual=True)
+
+
 def test_generator_composes_with_the_most_recent_frame():
     network = Vid2VidGenerator(**TINY)
     nn.init.constant_(network.weight_head.bias, -100.0)  # w = 0: only the warped frame

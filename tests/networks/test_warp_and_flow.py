@@ -30,6 +30,17 @@ def test_warp_is_float32_under_autocast():
     assert result.dtype == torch.float32
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_warp_survives_a_damaged_flow_and_shows_it(bad):
+    flow = torch.zeros(1, 2, 8, 8)
+    flow[0, 0, 3, 3] = bad
+    flow.requires_grad_()
+    image = torch.rand(1, 1, 8, 8, requires_grad=True)
+    result = warp(image, flow)
+    result.sum().backward()  # without care a segmentation fault
+    assert result.isnan().nonzero().tolist() == [[0, 0, 3, 3]]
+
+
 @pytest.mark.parametrize(("shift", "axis", "channel"), [(3, 1, 0), (-2, 1, 0), (2, 0, 1)])
 def test_dis_flow_recovers_a_translation_and_fits_the_warp(shift, axis, channel):
     previous = texture()

@@ -1,13 +1,27 @@
 """Small synthetic translations for the tests of evaluate and report."""
 
+from functools import lru_cache
+
 import numpy as np
 
+from pipeline.config import compose
 from pipeline.geometry import Volume
 from pipeline.io import write_volume
 from pipeline.records import TranslatedCase, Translation
 
 SHAPE = (10, 32, 36)
 SPACING = (4.0, 6.0, 6.0)
+
+
+@lru_cache
+def _composed(*overrides):
+    return compose(["workers=1", *overrides])
+
+
+def settings(*overrides, dry_run=False, **paths):
+    """The configuration of one command; composed once for the same overrides."""
+    config = _composed(*overrides)
+    return type(config).model_validate({**config.model_dump(), **paths, "dry_run": dry_run})
 
 
 def affine(spacing=SPACING, origin=(100.0, 90.0, -20.0)):

@@ -5,18 +5,15 @@ import json
 
 import numpy as np
 import pytest
-from scored_case import SHAPE, affine, ellipse, make_translation
+from scored_case import SHAPE, affine, ellipse, make_translation, settings
 
-from pipeline.config import compose
+from pipeline.config import conf_folder
 from pipeline.errors import ArtifactError, ConfigError, DataError, GeometryError
 from pipeline.geometry import Volume
 from pipeline.io import write_volume
+from pipeline.metrics import check_metrics
 from pipeline.records import Scores, Translation
 from pipeline.stages import evaluate
-
-
-def settings(*overrides, dry_run=False, **paths):
-    return compose(["workers=1", *overrides], paths, dry_run=dry_run)
 
 
 def values(scores, metric="mae"):
@@ -210,3 +207,11 @@ def test_settings_that_cannot_work(tmp_path, monkeypatch, overrides, paths, mess
     with pytest.raises(ConfigError, match=message):
         evaluate.run(settings(*overrides, **paths, output=tmp_path / "s"))
     assert not (tmp_path / "s").exists()
+
+
+def test_every_profile_names_metrics_that_exist():
+    for path in sorted((conf_folder() / "metrics").glob("*.yaml")):
+        config = settings(f"metrics={path.stem}")
+        check_metrics(config.metrics.metrics)
+        assert config.metrics.profile == path.stem
+        assert config.metrics.clip[1] - config.metrics.clip[0] == config.metrics.data_range

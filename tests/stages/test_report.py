@@ -8,9 +8,8 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
-from scored_case import make_translation
+from scored_case import make_translation, settings
 
-from pipeline.config import compose
 from pipeline.errors import ConfigError
 from pipeline.records import Scores, unique
 from pipeline.reporting.gallery import file_name
@@ -29,10 +28,6 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-
-
-def settings(*overrides, dry_run=False, **paths):
-    return compose(["workers=1", *overrides], paths, dry_run=dry_run)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,61 @@
+# Every target sets up what it needs: `make demo` or `make test` on a fresh clone is enough.
+# Without a GPU, spare yourself CUDA's gigabytes: make TORCH_INDEX=https://download.pytorch.org/whl/cpu demo
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+DEMO ?= build/demo
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+STAMP := $(VENV)/.installed
+# Idle threads that spin slow everything else down.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help setup demo test test-all test-long check format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## a virtual environment with everything
+
+# torch first and pinned: a dependency's open range would pull the newest CUDA build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Cinevox needs Python 3.11 to 3.13"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) --editable '.[simulate,dev]'
+	touch $@
+
+demo: $(STAMP)  ## phantoms -> simulated CBCT -> shards -> vid2vid -> report, in minutes
+	rm -rf $(DEMO)
+	$(BIN)/cinevox cohort experiment=demo output=$(DEMO)/cohort
+	$(BIN)/cinevox simulate experiment=demo input=$(DEMO)/cohort output=$(DEMO)/simulated
+	$(BIN)/cinevox preprocess experiment=demo input=$(DEMO)/simulated output=$(DEMO)/shards
+	$(BIN)/cinevox train experiment=demo input=$(DEMO)/shards output=$(DEMO)/run
+	$(BIN)/cinevox translate experiment=demo checkpoint=$(DEMO)/run input=$(DEMO)/shards output=$(DEMO)/translated
+	$(BIN)/cinevox evaluate experiment=demo input=$(DEMO)/translated output=$(DEMO)/scores
+	$(BIN)/cinevox report experiment=demo input=$(DEMO)/scores output=$(DEMO)/report
+	@echo
+	@echo "The report: $(abspath $(DEMO))/report/report.html"
+
+test: $(STAMP)  ## needs nothing but Python
+	$(BIN)/python -m pytest -m "not real and not browser and not slurm and not long"
+
+test-all: test  ## and what needs real volumes, a browser or SLURM
+	$(BIN)/python -m pytest -m "(real or browser or slurm) and not long"
+
+test-long: $(STAMP)  ## minutes each, by hand
+	$(BIN)/python -m pytest -m long
+
+check: $(STAMP)  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove what was built here
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,42 @@
+"""What tests need from outside, and a visible reason where it is missing."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def _missing(marker: str) -> str:
+    if marker == "real" and not Path(os.environ.get("CINEVOX_DATA", "/nonexistent")).is_dir():
+        return "CINEVOX_DATA does not point to the real volumes"
+    if marker == "browser" and CHROMIUM is None:
+        return "no Chromium on this machine"
+    if marker == "slurm" and shutil.which("sbatch") is None:
+        return "no SLURM on this machine"
+    if marker == "simulate" and importlib.util.find_spec("itk") is None:
+        return "the extra 'simulate' is not installed"
+    return ""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for marker in ("real", "browser", "slurm", "simulate"):
+            if item.get_closest_marker(marker) and (reason := _missing(marker)):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real volumes (tests that use it are marked 'real')."""
+    return Path(os.environ["CINEVOX_DATA"])
+
+
+@pytest.fixture
+def chromium() -> str:
+    """A headless browser's command (tests that use it are marked 'browser')."""
+    assert CHROMIUM is not None
+    return CHROMIUM
