@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import importlib.util
 import json
@@ -25,6 +26,9 @@ VERBS = {
     "report": ("pipeline.stages.report", ("input", "output"), "scores to a page"),
 }
 REPEATED = ("input",)
+MANY_INPUTS = ("evaluate", "report")
+# The machine's limits, not a fault of ours: one line says enough (and no path, which may name a patient).
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO, errno.ESTALE)
 SHORT = {"-i": "input", "-o": "output"}
 USAGE = """cinevox VERB [name=value ...] [-i INPUT] [-o OUTPUT] [--dry-run] [--debug] [--help]
 
@@ -54,6 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in MACHINE:
+            sys.stderr.write(f"Error: {error.strerror}. What was written stays; the same command continues.\n")
+            return 2
         sys.stderr.write(f"Internal error ({type(error).__name__}). Run again with --debug and report the traceback.\n")
         return 1
 
@@ -80,6 +87,8 @@ def _dispatch(arguments: list[str]) -> int:
     for name in needed:
         if not getattr(config, name):
             raise ConfigError(f"'cinevox {verb}' needs {name}=PATH")
+    if len(config.input) > 1 and verb not in MANY_INPUTS:
+        raise ConfigError(f"'cinevox {verb}' takes one input", value=len(config.input))
     if dry_run:
         sys.stdout.write(json.dumps(plain(config), indent=1) + "\n")
     importlib.import_module(module).run(config)
@@ -102,9 +111,9 @@ def parse(arguments: list[str]) -> tuple[list[str], dict[str, object], bool]:
         elif word in SHORT:
             if not queue:
                 raise ConfigError(f"'{word}' needs a path after it")
-            paths.setdefault(SHORT[word], []).append(Path(queue.pop(0)))
+            paths.setdefault(SHORT[word], []).append(_path(word, queue.pop(0)))
         elif name in PATH_KEYS and equals:
-            paths.setdefault(name, []).append(Path(value))
+            paths.setdefault(name, []).append(_path(name, value))
         elif word.startswith("-"):
             raise ConfigError(f"Unknown option '{word}'", allowed="-i, -o, --dry-run, --debug, --help")
         else:
@@ -113,6 +122,12 @@ def parse(arguments: list[str]) -> tuple[list[str], dict[str, object], bool]:
         if len(values) > 1 and name not in REPEATED:
             raise ConfigError(f"'{name}' is given twice")
     return overrides, {n: v if n in REPEATED else v[0] for n, v in paths.items()}, dry_run
+
+
+def _path(name: str, value: str) -> Path:
+    if not value:  # an unset shell variable: the empty path would be the current folder
+        raise ConfigError(f"'{name}' is empty")
+    return Path(value)
 
 
 def _docstring(module: str) -> str:

@@ -64,8 +64,12 @@ def read_json(path: Path, *, what: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"No {what} at '{path}'", remedy="Check the path, or run the stage that writes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            f"No {what} at '{path}'", remedy="Check the path, or run the stage that writes it"
+        ) from None
+    except OSError as error:
+        raise ArtifactError(f"{what} at '{path}' cannot be read", value=error.strerror) from None
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{what} at '{path}' is damaged", value=str(error)) from None
 
 
@@ -73,7 +77,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
     """List the keys whose values differ, as ``key: old -> new``."""
     lines: list[str] = []
     for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
+        before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += difference(before, after, f"{prefix}{key}.")
         elif before != after:
@@ -113,6 +117,8 @@ def claim_output(folder: Path, verb: str, settings: Mapping[str, Any], *, force:
     path = folder / STAGE_FILE
     if path.exists():
         old = read_json(path, what=f"{STAGE_FILE} of the output folder")
+        if not isinstance(old, dict):
+            raise ArtifactError(f"{STAGE_FILE} of the output folder at '{path}' is damaged")
         if old.get("verb") != verb:
             raise ArtifactError(
                 f"Output folder '{folder}' belongs to 'cinevox {old.get('verb')}'",
@@ -129,7 +135,8 @@ def claim_output(folder: Path, verb: str, settings: Mapping[str, Any], *, force:
         record["forced"] = [*old.get("forced", []), difference(old.get("settings", {}), settings)]
         write_json(path, record)
         return Claim(folder, record, finished=False, continued=True)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # What a run that was killed in its very first write left behind is no content.
+    if folder.exists() and (not folder.is_dir() or any(p.name != f".partial.{STAGE_FILE}" for p in folder.iterdir())):
         raise ArtifactError(f"Output '{folder}' is already in use", remedy="Choose a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, record)

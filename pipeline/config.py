@@ -39,20 +39,27 @@ def compose(overrides: Sequence[str], paths: Mapping[str, Any] | None = None, *,
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
+    from hydra.errors import ConfigCompositionException, HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     for override in overrides:
         if "${" in override:
             raise ConfigError("Interpolations are not taken from the command line", value=override)
+        key = override.partition("=")[0].lstrip("+~")
+        if re.match(r"hydra\b", key) or key in (*PATH_KEYS, "dry_run"):
+            raise ConfigError(f"'{key}' is no setting that can be overridden", value=override)
 
     def plain_data(words: Sequence[str]) -> dict[str, Any]:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            data = OmegaConf.to_container(hydra_compose("cinevox", overrides=list(words)), resolve=True)
+            try:
+                composed = hydra_compose("cinevox", overrides=list(words))
+            except ValueError as error:  # of a group that is set to null or a number
+                raise ConfigCompositionException(str(error)) from None
+            data = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(data, dict)
-        return data
+        return {str(key): value for key, value in data.items()}
 
     try:
         data = plain_data(overrides)
@@ -184,11 +191,12 @@ def build(node: Any, allowed: Sequence[str] = (), where: str = "model.module") -
         if "_target_" not in node:
             return {key: build(value, allowed, f"{where}.{key}") for key, value in node.items()}
         target = locate(node["_target_"], allowed)
-        arguments = {
-            key: build(value, allowed, f"{where}.{key}") for key, value in node.items() if key != "_target_"
-        }
+        arguments = {key: build(value, allowed, f"{where}.{key}") for key, value in node.items() if key != "_target_"}
         _check_arguments(target, arguments, where)
-        return target(**arguments)
+        try:
+            return target(**arguments)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"'{where}' ({target.__name__}) cannot be built", value=error) from error
     if isinstance(node, (list, tuple)):
         return [build(item, allowed, f"{where}[{i}]") for i, item in enumerate(node)]
     return node
@@ -209,7 +217,7 @@ def _check_arguments(target: type, arguments: dict[str, Any], where: str) -> Non
         raise ConfigError(f"{where} of {target.__name__} lacks: {', '.join(missing)}")
     if not target.__module__.startswith("pipeline."):
         return
-    hints = get_type_hints(target.__init__)
+    hints = get_type_hints(target.__init__)  # type: ignore[misc]
     for name, value in arguments.items():
         hint = hints.get(name)
         if hint is None or not _is_plain(value):

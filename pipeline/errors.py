@@ -19,7 +19,7 @@ class CinevoxError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, value: object = None, allowed: object = None, remedy: str = "") -> None:
-        parts = [what.rstrip(".") + "."]
+        parts = [what if what.endswith("?") else what.rstrip(".") + "."]
         if value is not None:
             parts.append(f"Found: {value}.")
         if allowed is not None:

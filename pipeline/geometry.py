@@ -125,9 +125,11 @@ def grid_difference(a: Grid, b: Grid, *, tolerance_mm: float = 0.01, tolerance_d
     corners = np.array(np.meshgrid(*[[0, n - 1] for n in a.shape])).reshape(3, -1)
     shift = (a.affine[:3, :3] - b.affine[:3, :3]) @ corners + (a.affine[:3, 3] - b.affine[:3, 3])[:, None]
     if np.linalg.norm(shift, axis=0).max() > tolerance_mm:
+        if np.linalg.norm(np.subtract(a.origin_mm, b.origin_mm)) <= tolerance_mm:
+            return f"direction (up to {angles.max():.4f} degrees apart)"
         return f"origin {_rounded(a.origin_mm)} and {_rounded(b.origin_mm)} mm"
     return ""
 
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(round(v, 4) for v in values)
+    return tuple(round(v, 6) for v in values)

@@ -18,7 +18,7 @@ Spacing = tuple[Positive, Positive, Positive]
 class Section(BaseModel):
     """Unknown keys are refused and values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SplitSettings(Section):

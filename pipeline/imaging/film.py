@@ -59,27 +59,32 @@ def film_grid(
             remedy="Look at the volume, or lower preprocess.body_threshold_hu",
         )
     have = film.spacing_mm
+    # Spacings that agree but for float32 headers are the same: voxels stay where they are to the last bit.
+    step = [h if math.isclose(s, h, rel_tol=1e-5) else s for s, h in zip(spacing_mm, have, strict=True)]
     extent_mm = [(s.stop - s.start) * mm for s, mm in zip(box, have, strict=True)]
-    needed = [math.ceil(extent_mm[a] / spacing_mm[a]) for a in (1, 2)]
+    needed = [math.ceil(extent_mm[a] / step[a] - 1e-6) for a in (1, 2)]
     if needed[0] > size[0] or needed[1] > size[1]:
         raise GeometryError(
-            f"The body of case '{case_id}' does not fit into preprocess.size at {spacing_mm[1]:g} x {spacing_mm[2]:g} mm",
+            f"The body of case '{case_id}' does not fit into preprocess.size at "
+            f"{spacing_mm[1]:g} x {spacing_mm[2]:g} mm",
             value=f"a body of {needed[0]} x {needed[1]} pixels",
             allowed=f"at most {size[0]} x {size[1]}",
-            remedy=f"Set preprocess.size=[{_round_up(needed[0])},{_round_up(needed[1])}] or a coarser preprocess.spacing_mm",
+            # Never smaller than now: the other cases must go on fitting.
+            remedy=f"Set preprocess.size=[{max(size[0], _round_up(needed[0]))},{max(size[1], _round_up(needed[1]))}] "
+            "or a coarser preprocess.spacing_mm",
         )
-    slices = max(1, math.floor((film.array.shape[0] - 1) * have[0] / spacing_mm[0] + 1e-6) + 1)
+    slices = max(1, math.floor((film.array.shape[0] - 1) * have[0] / step[0] + 1e-6) + 1)
     shape = (slices, size[0], size[1])
     # Index (in the reference) of the new grid's first voxel.
     first = np.zeros(3)
     for axis in (1, 2):
         centre = (box[axis].start + box[axis].stop - 1) / 2
-        first[axis] = centre - (size[axis - 1] - 1) / 2 * spacing_mm[axis] / have[axis]
-        if math.isclose(spacing_mm[axis], have[axis], rel_tol=1e-6):
+        first[axis] = centre - (size[axis - 1] - 1) / 2 * step[axis] / have[axis]
+        if step[axis] == have[axis]:
             first[axis] = math.floor(first[axis] + 0.5)
     affine = film.affine.copy()
     affine[:3, 3] = film.affine[:3, :3] @ first + film.affine[:3, 3]
-    affine[:3, :3] = film.affine[:3, :3] * (np.asarray(spacing_mm) / np.asarray(have))
+    affine[:3, :3] = film.affine[:3, :3] * (np.asarray(step) / np.asarray(have))
     return Grid(shape, affine)
 
 
@@ -91,7 +96,8 @@ def to_stored(volume: Volume, grid: Grid) -> tuple[NDArray[np.int16], float]:
     """
     if volume.unit == "HU":
         # Padding below air (-2000, -3024) must not bleed into the skin.
-        clipped = volume.with_array(np.maximum(volume.array, np.asarray(PADDING_HU, volume.array.dtype)))
+        # Compared as floats: -1024 has no place in an unsigned integer.
+        clipped = volume.with_array(np.maximum(volume.array.astype(np.float32), np.float32(PADDING_HU)))
         moved, scale = resample(clipped, grid, outside=PADDING_HU).array, 1.0
     else:
         moved = resample(volume, grid, outside=0.0).array

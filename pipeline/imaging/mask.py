@@ -28,17 +28,14 @@ def body_mask(volume: Volume, threshold_hu: float) -> NDArray[np.bool_]:
     closing = _ellipse(2 * _OPENING_MM, row_mm, column_mm)
     # NaN compares as outside; a threshold on the raw dtype avoids a float copy.
     opened = np.stack(
-        [
-            _drop_small(cv2.morphologyEx((s > threshold_hu).astype(np.uint8), cv2.MORPH_OPEN, kernel))
-            for s in film.array
-        ]
+        [_drop_small(_morphology((s > threshold_hu).astype(np.uint8), cv2.MORPH_OPEN, kernel)) for s in film.array]
     )
     labels, count = ndimage.label(opened)
     if count == 0:
         return np.zeros(volume.array.shape, bool)
     largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
     body = (labels == largest).astype(np.uint8)
-    filled = np.stack([_fill(cv2.morphologyEx(s, cv2.MORPH_CLOSE, closing)) for s in body])
+    filled = np.stack([_fill(_morphology(s, cv2.MORPH_CLOSE, closing)) for s in body])
     back = reorder(Volume(filled, film.affine), axis_codes(volume.affine))
     return np.ascontiguousarray(back.array.astype(bool))
 
@@ -52,6 +49,10 @@ def _ellipse(diameter_mm: float, row_mm: float, column_mm: float) -> NDArray[np.
     # At least 3 voxels, else the operation would do nothing on a coarse grid.
     size = [max(3, round(diameter_mm / mm) | 1) for mm in (column_mm, row_mm)]
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, size).astype(np.uint8)
+
+
+def _morphology(image: NDArray[np.uint8], operation: int, kernel: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return cv2.morphologyEx(image, operation, kernel).astype(np.uint8, copy=False)
 
 
 def _drop_small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

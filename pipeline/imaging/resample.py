@@ -14,9 +14,7 @@ from pipeline.geometry import Grid, Volume
 _STRAIGHT_VOXELS = 0.02
 
 
-def resample(
-    volume: Volume, grid: Grid, *, outside: float, order: Literal["linear", "nearest"] = "linear"
-) -> Volume:
+def resample(volume: Volume, grid: Grid, *, outside: float, order: Literal["linear", "nearest"] = "linear") -> Volume:
     """Resample a volume onto ``grid``.
 
     Linear interpolation; where the target is coarser, the triangle widens to the target's spacing (antialiased,
@@ -42,7 +40,10 @@ def resample(
     array = volume.array
     inside = [_inside(p, n) for p, n in zip(positions, array.shape, strict=True)]
     if order == "nearest":
-        index = [np.clip(np.round(p), 0, n - 1).astype(int) for p, n in zip(positions, array.shape, strict=True)]
+        # Halfway, the lower index: rounding to even would take some voxels twice and others never.
+        index = [
+            np.clip(np.ceil(p - 0.5 - 1e-6), 0, n - 1).astype(int) for p, n in zip(positions, array.shape, strict=True)
+        ]
         out = array[np.ix_(*index)]
     else:
         out = array if array.dtype == np.float32 else array.astype(np.float32)
@@ -97,9 +98,7 @@ def _step(positions: NDArray[np.float64]) -> float:
     return float(abs(positions[1] - positions[0]))
 
 
-def _resample_oblique(
-    volume: Volume, grid: Grid, to_source: NDArray[np.float64], outside: float, order: str
-) -> Volume:
+def _resample_oblique(volume: Volume, grid: Grid, to_source: NDArray[np.float64], outside: float, order: str) -> Volume:
     """Interpolate on a rotated grid; a Gaussian of the spacing ratio comes first where the target is coarser."""
     array = volume.array
     if order == "linear":
@@ -114,7 +113,12 @@ def _resample_oblique(
         to_source[:3, 3],
         output_shape=grid.shape,
         order=1 if order == "linear" else 0,
-        mode="constant",
-        cval=outside,
+        mode="nearest",
     )
+    a, b, c = (np.arange(n) for n in grid.shape)
+    for k in a:  # slice by slice: positions of all voxels at once would be larger than the volume
+        for axis, count in enumerate(array.shape):
+            row = to_source[axis]
+            positions = row[0] * k + row[1] * b[:, None] + row[2] * c[None, :] + row[3]
+            out[k][~_inside(positions, count)] = outside
     return Volume(out, grid.affine.copy(), volume.unit)

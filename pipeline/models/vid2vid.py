@@ -389,10 +389,8 @@ class Vid2Vid(Translator):
                 for index, frame in enumerate(self._walk(network, source[None])):
                     result[index] = frame[0].clamp(-1, 1).to(result.device)
             else:
-                for start in range(0, source.shape[0], SLICES_AT_ONCE):
-                    chunk = source[start : start + SLICES_AT_ONCE].to(self.device)
-                    translated = self._alone(network, chunk).clamp(-1, 1)
-                    result[start : start + SLICES_AT_ONCE] = translated.to(result.device)
+                for slices, kept in zip(source.split(SLICES_AT_ONCE), result.split(SLICES_AT_ONCE), strict=True):
+                    kept.copy_(self._alone(network, slices.to(self.device)).clamp(-1, 1))
         return result
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -20,6 +20,8 @@ import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import check_free_space, claim_output, content_hash, file_sha256, read_json, write_json
-from pipeline.errors import CinevoxError, DataError, GeometryError
+from pipeline.errors import ArtifactError, CinevoxError, DataError, GeometryError
 from pipeline.geometry import Grid, Volume, grid_difference
 from pipeline.imaging.film import PADDING_HU, film_grid, grid_from, grid_record, to_stored
 from pipeline.imaging.mask import body_mask, foreground_mask
@@ -45,13 +47,12 @@ class _TooShortError(DataError):
     """A film below preprocess.minimum_slices."""
 
 
-
 def run(config: Config) -> None:
     """Shard a cohort."""
     folder, output = config.input[0], config.output
     assert output is not None
     cohort = Cohort.load(folder)
-    modalities = _modalities(cohort)
+    modalities = _modalities(cohort, (config.source, config.target))
     reference = config.target if config.target in modalities else sorted(modalities)[0]
     settings = config.preprocess
     groups = _groups(cohort, settings.patients_per_shard)
@@ -62,15 +63,22 @@ def run(config: Config) -> None:
     )
     if config.dry_run:
         return
-    decides = {"preprocess": settings.model_dump(mode="json"), "cohort": content_hash(_content(cohort)), "reference": reference}
+    decides = {
+        "preprocess": settings.model_dump(mode="json"),
+        "cohort": content_hash(_content(cohort)),
+        "reference": reference,
+    }
     check_free_space(output, estimate)
     claim = claim_output(output, "preprocess", decides)
-    if claim.finished:
+    names = [f"shard-{i:05d}" for i in range(len(groups))]
+    if claim.finished and (output / ShardIndex.FILE).is_file() and all(_is_done(output, n, quick=True) for n in names):
         say(f"'{output}' is finished already; nothing to do")
         return
     cohort_path = (folder / Cohort.FILE if folder.is_dir() else folder).resolve()
+    # A task carries its own cases only: a large cohort would be sent once per shard.
+    place = cohort.model_copy(update={"cases": [], "excluded": [], "made_by": {}})
     tasks = [
-        _Task(cohort, group, settings, tuple(modalities), reference, output, f"shard-{i:05d}", i)
+        _Task(place, group, settings, tuple(modalities), reference, output, names[i], i)
         for i, group in enumerate(groups)
     ]
     todo = [task for task in tasks if not _is_done(output, task.name)]
@@ -79,25 +87,42 @@ def run(config: Config) -> None:
     if todo:
         # Spawned, not forked: libraries that were imported with threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(config.workers, len(todo)), mp_context=context) as pool:
-            for _ in track(pool.map(_write, todo), "preprocess", total=len(todo)):
-                pass
-    excluded = _join(cohort, cohort_path, modalities, settings, output, [task.name for task in tasks], decides)
-    claim.finish(cases=len(cohort.cases) - len(excluded), excluded=len(excluded))
+        try:
+            with ProcessPoolExecutor(min(config.workers, len(todo)), mp_context=context) as pool:
+                for _ in track(pool.map(_write, todo), "preprocess", total=len(todo)):
+                    pass
+        except BrokenProcessPool:
+            raise DataError(
+                "A worker process was killed, probably because memory ran out",
+                value=f"workers={config.workers}",
+                remedy="Set a smaller number of workers; the same command continues",
+            ) from None
+    excluded = _join(cohort_path, modalities, settings, output, names, decides)
     say(f"Shards of {len(cohort.cases) - len(excluded)} cases in '{output}'")
     refused = [e for e in excluded if not e.reason.startswith(_SKIPPED)]
     if refused:
         raise DataError(
             f"{len(refused)} of {len(cohort.cases)} cases were left out (the others are written): "
-            + "; ".join(f"{e.case_id}: {e.reason}" for e in refused[:10])
+            + "; ".join(f"{e.case_id}: {e.reason}" for e in refused[:10]),
+            remedy="The same command tries them again",
         )
+    # Only now: a run that left cases out by an error is not finished, and its rerun says so again.
+    claim.finish(cases=len(cohort.cases) - len(excluded), excluded=len(excluded))
 
 
-def _modalities(cohort: Cohort) -> dict[str, str]:
+def _modalities(cohort: Cohort, pair: tuple[str, str]) -> dict[str, str]:
     """Return modality -> unit of those that every case has."""
     if not cohort.cases:
         raise DataError("The cohort has no case", remedy="Look at 'excluded' in its cohort.json")
     common = set.intersection(*(set(case.volumes) for case in cohort.cases))
+    for modality in sorted(set().union(*(case.volumes for case in cohort.cases)) - common):
+        lacking = [case.case_id for case in cohort.cases if modality not in case.volumes]
+        if modality in pair:
+            raise DataError(
+                f"{len(lacking)} of {len(cohort.cases)} cases lack '{modality}': {', '.join(lacking[:10])}",
+                remedy="Leave them out with cohort.exclude, or complete them",
+            )
+        say(f"'{modality}' is not stored: {len(lacking)} of {len(cohort.cases)} cases lack it")
     if not common:
         raise DataError("The cases have no modality in common")
     return {name: cohort.cases[0].volumes[name].unit for name in sorted(common)}
@@ -109,7 +134,7 @@ def _groups(cohort: Cohort, patients: int) -> list[list[Case]]:
     for case in sorted(cohort.cases, key=lambda c: c.case_id):
         by_patient.setdefault(case.patient, []).append(case)
     films = list(by_patient.values())
-    return [sum(films[i : i + patients], []) for i in range(0, len(films), patients)]
+    return [list(chain(*films[i : i + patients])) for i in range(0, len(films), patients)]
 
 
 def _estimate(cohort: Cohort, settings: PreprocessSettings, modalities: int) -> int:
@@ -148,7 +173,7 @@ def prepare_film(
         GeometryError: Modalities on different grids (unless ``resample``), or a body that does not fit.
         DataError: An empty mask, or too few slices.
     """
-    volumes = {name: read_volume(cohort.path(case.volumes[name]), case.volumes[name].unit) for name in modalities}
+    volumes = {name: _read(cohort, case, name) for name in modalities}
     anchor = volumes[reference]
     native = {name: grid_record(volume.grid) for name, volume in volumes.items()}
     for name, volume in volumes.items():
@@ -186,6 +211,24 @@ def prepare_film(
         "percentiles": percentiles,
     }
     return Film(case.case_id, frames, inside.astype(np.uint8)), facts
+
+
+def _read(cohort: Cohort, case: Case, modality: str) -> Volume:
+    file = case.volumes[modality]
+    path = cohort.path(file)
+    volume = read_volume(path, file.unit)
+    if file_sha256(path) != file.sha256:
+        raise DataError(
+            f"'{modality}' of case '{case.case_id}' is not the file that the cohort record speaks of",
+            remedy="Run 'cinevox cohort' again",
+        )
+    if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
+        bad = np.argwhere(~np.isfinite(volume.array))
+        raise DataError(
+            f"'{modality}' of case '{case.case_id}' holds {len(bad)} voxels that are NaN or infinite",
+            value=f"the first at index {tuple(bad[0].tolist())}",
+        )
+    return volume
 
 
 def _body(cohort: Cohort, case: Case, anchor: Volume, settings: PreprocessSettings) -> NDArray[np.bool_]:
@@ -230,7 +273,9 @@ def _write(task: _Task) -> None:
                 skip = isinstance(error, _TooShortError) and settings.short_cases == "skip"
                 excluded.append({"case_id": case.case_id, "reason": (_SKIPPED if skip else "") + str(error)})
                 continue
-            facts.append({"case_id": case.case_id, "patient": case.patient, "split": case.split, "shard": number, **about})
+            facts.append(
+                {"case_id": case.case_id, "patient": case.patient, "split": case.split, "shard": number, **about}
+            )
             yield film
 
     shard = write_shard(output, name, films(), settings.codec)
@@ -238,15 +283,22 @@ def _write(task: _Task) -> None:
     write_json(output / f"{name}.json", {"shard": shard.model_dump(), "cases": cases_, "excluded": excluded})
 
 
-def _is_done(output: Path, name: str) -> bool:
-    """Whether a shard's note is there and its file is the one that it speaks of."""
-    note = output / f"{name}.json"
-    if not note.is_file():
+def _is_done(output: Path, name: str, *, quick: bool = False) -> bool:
+    """Whether a shard's note is there, no case of it failed, and its files are those that it speaks of.
+
+    ``quick`` compares their sizes and leaves out the checksums.
+    """
+    try:
+        shard, _, excluded = _note(output, name)
+    except (ArtifactError, LookupError, TypeError, ValueError):
         return False
-    shard = _note(output, name)[0]
+    if any(not case.reason.startswith(_SKIPPED) for case in excluded):
+        return False
     path, table = output / shard.file, output / shard.table
     if not (path.is_file() and path.stat().st_size == shard.bytes and table.is_file()):
         return False
+    if quick:
+        return True
     return file_sha256(path) == shard.sha256 and file_sha256(table) == shard.table_sha256
 
 
@@ -260,7 +312,6 @@ def _note(output: Path, name: str) -> tuple[ShardFile, list[ShardCase], list[Exc
 
 
 def _join(
-    cohort: Cohort,
     cohort_path: Path,
     modalities: dict[str, str],
     settings: PreprocessSettings,
@@ -277,10 +328,9 @@ def _join(
             cases += [case.model_copy(update={"shard": len(shards) - 1}) for case in of_shard]
         excluded += left_out
     if not cases:
-        raise DataError(
-            "No case could be prepared: " + "; ".join(f"{e.case_id}: {e.reason}" for e in excluded[:5])
-        )
+        raise DataError("No case could be prepared: " + "; ".join(f"{e.case_id}: {e.reason}" for e in excluded[:5]))
     ShardIndex(
+        schema=1,
         config_hash=content_hash(decides),
         cohort=str(cohort_path),
         cohort_hash=decides["cohort"],

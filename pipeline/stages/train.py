@@ -40,7 +40,18 @@ from pipeline.training.precision import device_for, has_native_bf16, resolve_pre
 from pipeline.training.validation import Validation
 
 # Settings that change neither what is learnt nor in which order: a run may go on with others.
-_FREE = {"workers", "tracking", "label", "cohort", "simulate", "preprocess", "metrics", "translate", "evaluate", "report"}
+_FREE = {
+    "workers",
+    "tracking",
+    "label",
+    "cohort",
+    "simulate",
+    "preprocess",
+    "metrics",
+    "translate",
+    "evaluate",
+    "report",
+}
 _FREE_TRAINER = {"resume", "force", "panels", "allow_packages", "keep_every", "checkpoint_steps"}
 _FREE_STREAM = {"threads", "prefetch"}
 
@@ -103,9 +114,7 @@ def _fit(
             torch.save({"cinevox": record, "state_dict": method.state_dict()}, partial)
         return
     budget = Budget(settings.budget, settings.nan_limit)
-    checkpoints = Checkpoints(
-        run, record, budget, every=settings.checkpoint_steps, keep_every=settings.keep_every
-    )
+    checkpoints = Checkpoints(run, record, budget, every=settings.checkpoint_steps, keep_every=settings.keep_every)
     validation = Validation(store, config, run, budget, checkpoints)
     if resume is not None:
         # Also checks the file before Lightning opens it.

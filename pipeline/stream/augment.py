@@ -23,7 +23,7 @@ class Augmentation:
         shift = draw.uniform(-1, 1, 2) * settings.shift_pixels
         centre = ((size[1] - 1) / 2, (size[0] - 1) / 2)
         self.matrix = cv2.getRotationMatrix2D(centre, angle, scale)
-        self.matrix[:, 2] += shift
+        self.matrix[:, 2] = self.matrix[:, 2] + shift
         self.moves = bool(settings.rotate_degrees or settings.scale or settings.shift_pixels)
         self.gain = 1 + draw.uniform(-1, 1) * settings.intensity
         self.gamma = float(np.exp(draw.uniform(-1, 1) * settings.intensity))

@@ -15,6 +15,7 @@ from pipeline.errors import ArtifactError
 EXTENSION = "slice"
 MASK = "mask"
 HEADER = struct.Struct("<4sBBHHHIII")  # magic, dtype, codec, rows, columns, 0, payload bytes, voxel bytes, CRC-32
+_CRC_AT = HEADER.size - 4  # the checksum covers what stands before it, and the payload
 _MAGIC = b"CVX1"
 _DTYPES: dict[int, np.dtype] = {1: np.dtype("<i2"), 2: np.dtype("u1")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
@@ -31,10 +32,14 @@ def encode(image: NDArray, codec: str = "lz4") -> bytes:
         raise ValueError(f"a slice is a 2D image of int16 or uint8, not {image.dtype} of shape {image.shape}")
     payload = blosc.compress(image, b"lz4", 5, blosc.SHUFFLE) if codec == "lz4" else image.tobytes()
     rows, columns = image.shape
-    head = HEADER.pack(
-        _MAGIC, _CODES[image.dtype], _CODECS[codec], rows, columns, 0, len(payload), image.nbytes, zlib.crc32(payload)
-    )
-    return head + payload
+    fields = (_MAGIC, _CODES[image.dtype], _CODECS[codec], rows, columns, 0, len(payload), image.nbytes)
+    head = HEADER.pack(*fields, 0)[:_CRC_AT]
+    return b"".join([head, zlib.crc32(payload, zlib.crc32(head)).to_bytes(4, "little"), payload])
+
+
+def checksum(member: memoryview | bytes) -> int:
+    """Return the checksum that a member states (0 for one without a whole header); decoding compares it."""
+    return int.from_bytes(member[_CRC_AT : HEADER.size], "little")
 
 
 def decode_into(member: memoryview | bytes, out: NDArray, where: str) -> None:
@@ -79,7 +84,7 @@ def _open(view: memoryview, where: str) -> tuple[np.dtype, int, int, int, memory
         and (codec == 0 or (stored >= 16 and blosc_size(payload) == raw))
         and (codec == 1 or stored == raw)
     )
-    if not sound or zlib.crc32(payload) != crc:
+    if not sound or zlib.crc32(payload, zlib.crc32(view[:_CRC_AT])) != crc:
         raise ArtifactError(f"{where} does not match its checksum or header", remedy=_REMEDY)
     return _DTYPES[code], codec, rows, columns, payload
 

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.progress import say
 from pipeline.settings import Config, StreamSettings
 from pipeline.stream.loader import ClipLoader
-from pipeline.stream.sampler import clip_sequence
+from pipeline.stream.sampler import ClipSequence, clip_sequence
 from pipeline.stream.store import SliceStore
 
 
@@ -63,43 +63,64 @@ class ClipDataModule(pl.LightningDataModule):
             )
         self._longest = longest
         self._told: tuple[str, ...] = ()
+        stages = config.stream.clip_growth
+        for length in sorted({self._clip_length(stage / stages) for stage in range(stages)}):
+            self._sequence(0, length)  # an epoch that would be empty is found now, not hours later
 
     def train_dataloader(self) -> ClipLoader:
         """Return the loader for what is left of the current epoch."""
         config, position = self.config, self.position
         if position.batch == 0:
-            position.clip_length = min(clip_length_at(config.stream, self.budget_share), self._longest)
-        sequence = clip_sequence(
-            self.slices,
-            seed=config.seed,
-            epoch=position.epoch,
-            clip_length=position.clip_length,
-            global_batch=config.stream.global_batch,
-            stride=config.stream.clip_stride,
-            limit=config.stream.clips_per_epoch,
-        )
-        if not len(sequence):
-            raise ConfigError(
-                "An epoch has fewer clips than stream.global_batch", value=sequence.dropped, allowed=">= one batch"
-            )
+            position.clip_length = self._clip_length(self.budget_share)
+        sequence = self._sequence(position.epoch, position.clip_length)
         if sequence.short_cases != self._told:
             self._told = sequence.short_cases
             if self._told:
                 say(f"{len(self._told)} case(s) shorter than {sequence.clip_length} slices are skipped in this epoch")
         trainer = self.trainer
+        ranks = trainer.world_size if trainer else 1
+        if config.stream.global_batch % ranks:
+            raise ConfigError(
+                "stream.global_batch cannot be divided among the ranks",
+                value=config.stream.global_batch,
+                allowed=f"a multiple of {ranks}",
+            )
         self.loader = ClipLoader(
             self.store,
             sequence,
             config.stream,
             source=config.source,
             target=config.target,
-            batch=config.stream.global_batch // (trainer.world_size if trainer else 1),
+            batch=config.stream.global_batch // ranks,
             rank=trainer.global_rank if trainer else 0,
-            ranks=trainer.world_size if trainer else 1,
+            ranks=ranks,
             seed=config.seed,
             first_batch=position.batch,
         )
         return self.loader
+
+    def _clip_length(self, share: float) -> int:
+        return min(clip_length_at(self.config.stream, share), self._longest)
+
+    def _sequence(self, epoch: int, clip_length: int) -> ClipSequence:
+        stream = self.config.stream
+        sequence = clip_sequence(
+            self.slices,
+            seed=self.config.seed,
+            epoch=epoch,
+            clip_length=clip_length,
+            global_batch=stream.global_batch,
+            stride=stream.clip_stride,
+            limit=stream.clips_per_epoch,
+        )
+        if not len(sequence):
+            raise ConfigError(
+                f"An epoch of clips of {clip_length} slices has fewer of them than stream.global_batch",
+                value=f"{sequence.dropped} clips",
+                allowed=f"at least {stream.global_batch}",
+                remedy="Set a smaller stream.global_batch, or a smaller stream.clip_limit",
+            )
+        return sequence
 
     def advance(self) -> None:
         """Note that one more micro-batch was trained on."""

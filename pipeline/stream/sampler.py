@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 def random_for(seed: int, *key: int | str) -> np.random.Generator:
     """Return a generator that depends on nothing but its arguments."""
-    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
+    plain = tuple(k if isinstance(k, str) else int(k) for k in (seed, *key))  # NumPy's integers print otherwise
+    digest = hashlib.sha256(repr(plain).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import zlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts import atomic_path, file_sha256
 from pipeline.errors import ArtifactError
 from pipeline.records import ShardFile
-from pipeline.stream.codec import EXTENSION, MASK, encode
+from pipeline.stream.codec import EXTENSION, MASK, checksum, encode
 
 TABLE = np.dtype(
     [("case", "<u2"), ("slice", "<u4"), ("part", "u1"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")]
@@ -55,7 +55,7 @@ def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str) -> S
                         data = encode(film.mask[k] if part == MASK else film.frames[part][k], codec)
                         info = tarfile.TarInfo(f"{film.case_id}_{k:05d}.{part}.{EXTENSION}")
                         info.size = len(data)
-                        rows.append((number, k, p, tar.offset + _BLOCK, len(data), zlib.crc32(data)))
+                        rows.append((number, k, p, tar.offset + _BLOCK, len(data), checksum(data)))
                         tar.addfile(info, io.BytesIO(data))
         stream.flush()
     with atomic_path(table_path) as partial, partial.open("wb") as stream:
@@ -95,7 +95,7 @@ class TarShard:
             )
         if file_sha256(table_path) != record.table_sha256:
             raise ArtifactError(f"The table of shard '{path.name}' does not match the index", remedy=_REMEDY)
-        table = np.load(table_path, mmap_mode="r", allow_pickle=False)
+        table = np.load(table_path, allow_pickle=False)
         expected = sum(slices[case] for case in record.cases) * parts_per_slice
         if table.dtype != TABLE or len(table) != record.members or record.members != expected:
             raise ArtifactError(
@@ -113,7 +113,7 @@ class TarShard:
 
         Raises:
             IndexError: Outside the film.
-            ArtifactError: A read came back short.
+            ArtifactError: A read failed or came back short, or a member is not the one that the table speaks of.
         """
         if start < 0 or count < 1 or start + count > self._slices[case_id]:
             raise IndexError(f"slices {start} to {start + count - 1} of a film of {self._slices[case_id]}")
@@ -121,18 +121,37 @@ class TarShard:
         rows = self._table[first : first + count * self._parts]
         begin = int(rows["offset"][0])
         length = int(rows["offset"][-1]) + int(rows["size"][-1]) - begin
-        data = os.pread(self._file, length, begin)
-        if len(data) != length:
+        view = memoryview(self._pread(length, begin))
+        if len(view) != length:
             raise ArtifactError(f"Shard '{self.name}' ended while being read", remedy=_REMEDY)
-        view = memoryview(data)
         offsets = (rows["offset"] - begin).tolist()
-        return [view[o : o + s] for o, s in zip(offsets, rows["size"].tolist(), strict=True)]
+        members = [view[o : o + s] for o, s in zip(offsets, rows["size"].tolist(), strict=True)]
+        # A sound member at the wrong place (another slice, after one was lost) has another checksum.
+        if any(checksum(m) != crc for m, crc in zip(members, rows["crc"].tolist(), strict=True)):
+            raise ArtifactError(
+                f"Shard '{self.name}' does not match its table "
+                f"(case '{case_id}', slices {start} to {start + count - 1})",
+                remedy=_REMEDY,
+            )
+        return members
+
+    def _pread(self, length: int, begin: int) -> bytes:
+        for wait in _RETRY_SECONDS:
+            try:
+                return os.pread(self._file, length, begin)
+            except OSError:  # a network file system's hiccup
+                time.sleep(wait)
+        try:
+            return os.pread(self._file, length, begin)
+        except OSError as error:
+            raise ArtifactError(f"Shard '{self.name}' cannot be read", value=error.strerror, remedy=_REMEDY) from None
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
 
 
+_RETRY_SECONDS = (0.1, 1.0)
 _REMEDY = "Copy the shard folder again, or delete this shard and run 'cinevox preprocess' again"
 
 
@@ -146,8 +165,11 @@ def _ends_properly(path: Path) -> bool:
 
 
 def _count_members(path: Path) -> int:
+    count = 0
     try:
         with tarfile.open(path) as tar:
-            return sum(1 for _ in tar)
+            for _ in tar:
+                count += 1
     except (tarfile.TarError, OSError):
-        return 0
+        pass  # what was found up to here
+    return count

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,13 @@ def load_checkpoint(place: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(
             f"No checkpoint at '{path}'", remedy="Give a run folder or a .ckpt file of 'cinevox train'"
+        )
+    if not zipfile.is_zipfile(path):
+        # Cut short, or a bare pickle of old: torch would warn and try.
+        raise CheckpointError(
+            f"Checkpoint '{path.name}' is damaged or no checkpoint at all; it was not opened",
+            value=f"{path.stat().st_size} bytes",
+            remedy=f"Use another one in '{path.parent}'",
         )
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)

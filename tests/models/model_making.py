@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,18 @@ from pipeline.models.translator import Translator
 MODALITIES = {"source_modality": "cbct", "target_modality": "ct"}
 
 
+@cache
+def composed(name: str, *overrides: str) -> dict[str, Any]:
+    """Compose the node of a method's constructor in miniature; composing takes longer than a training step."""
+    config = compose([f"model={name}", *MINIATURE[name], *(f"model.module.{override}" for override in overrides)])
+    return config.model.module
+
+
 def make_method(name: str, *overrides: str, seed: int = 0) -> Translator:
     """Build a method of conf/model in miniature; overrides are relative to its constructor's node."""
-    config = compose([f"model={name}", *MINIATURE[name], *(f"model.module.{override}" for override in overrides)])
+    node = composed(name, *overrides)
     torch.manual_seed(seed)
-    return build(config.model.module)
+    return build(node)
 
 
 def make_film(frames: int = 4, size: int = 16, seed: int = 1, batch: int = 1) -> torch.Tensor:

@@ -1,0 +1,231 @@
+"""Training runs: what they write, how they resume, and what they refuse."""
+
+import csv
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.__main__ import main
+
+REGRESSION = ["model=regression", "model.module.network.widths=[4,8]", "model.module.network.residual_units=1"]
+VID2VID = [
+    "model=vid2vid",
+    "model.module.generator.width=4",
+    "model.module.generator.downsamplings=2",
+    "model.module.generator.blocks=2",
+    "model.module.image_discriminator.width=4",
+    "model.module.temporal_discriminator.width=4",
+]
+COMMON = [
+    "source=t1n",
+    "tracking=none",
+    "trainer.precision=fp32",
+    "trainer.threads=1",
+    "trainer.budget.minutes=0",
+    "trainer.validations=2",
+    "trainer.validation_segments=1",
+    "trainer.validation_slices=4",
+    "stream.clip_length=3",
+    "stream.clip_growth=1",
+    "stream.augment.shift_pixels=1",
+]
+
+
+def arguments(shards: Path, output: Path, *extra: str) -> list[str]:
+    return ["train", f"input={shards}", f"output={output}", *COMMON, *extra]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_shards, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("run") / "run"
+    assert main(arguments(tiny_shards, run, *REGRESSION, "trainer.budget.steps=6", "trainer.keep_every=4")) == 0
+    return run
+
+
+def test_a_run_leaves_configuration_checkpoints_numbers_and_panels(finished):
+    assert json.loads((finished / "config.json").read_text())["model"]["name"] == "regression"
+    names = {p.name for p in (finished / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", "best.ckpt", "step-00000004.ckpt"}
+    with (finished / "metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {int(r["step"]) for r in rows} >= {3, 6}
+    assert all(float(r["validation/mae_hu"]) > 0 for r in rows if r["validation/mae_hu"])
+    assert len(list((finished / "panels").glob("*.png"))) == 2
+
+
+def test_a_checkpoint_is_plain_data_and_describes_its_preprocessing(finished):
+    data = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    assert data["cinevox"]["preprocessing"]["spacing_mm"] == [12.0, 8.0, 8.0]
+    assert data["cinevox"]["method"] == "regression"
+    assert data["progress"]["step"] == 6
+
+
+def test_a_finished_run_is_left_alone(finished, tiny_shards, capsys):
+    before = (finished / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert main(arguments(tiny_shards, finished, *REGRESSION, "trainer.budget.steps=6")) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert (finished / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_changed_settings_are_refused_with_their_difference(finished, tiny_shards, capsys):
+    changed = [*REGRESSION, "trainer.budget.steps=6", "model.module.learning_rate=0.123"]
+    assert main(arguments(tiny_shards, finished, *changed)) == 2
+    message = capsys.readouterr().err
+    assert "learning_rate" in message
+    assert "0.123" in message
+
+
+def test_force_takes_changed_settings_and_records_them(finished, tiny_shards, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    extra = [*REGRESSION, "trainer.budget.steps=8", "trainer.force=true"]
+    assert main(arguments(tiny_shards, run, *extra)) == 0
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["progress"]["step"] == 8
+    assert "trainer.budget.steps: 6 -> 8" in json.loads((run / "stage.json").read_text())["forced"][0]
+
+
+def test_resuming_without_a_checkpoint_is_an_error_not_a_new_run(tiny_shards, tmp_path, capsys):
+    extra = [*REGRESSION, "trainer.budget.steps=2", "trainer.resume=true"]
+    assert main(arguments(tiny_shards, tmp_path / "run", *extra)) == 2
+    assert "No checkpoint to resume" in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_not_overwritten(tiny_shards, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("precious")
+    assert main(arguments(tiny_shards, tmp_path, *REGRESSION, "trainer.budget.steps=2")) == 2
+    assert "already in use" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+class _Tripwire:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+def test_a_checkpoint_that_holds_code_is_refused_and_nothing_runs(kind, tmp_path, tiny_shards, capsys):
+    path, trap = tmp_path / "evil.ckpt", tmp_path / "sprung"
+    payload = {"cinevox": {"schema": 1}, "state_dict": {}, "extra": _Tripwire(str(trap))}
+    if kind == "torch":
+        torch.save(payload, path)
+    else:
+        path.write_bytes(pickle.dumps(payload))
+    assert main(["translate", f"checkpoint={path}", f"input={tiny_shards}", f"output={tmp_path / 'out'}"]) == 2
+    assert "was not opened" in capsys.readouterr().err
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "foreign"])
+def test_a_damaged_checkpoint_is_named(damage, finished, tiny_shards, tmp_path, capsys):
+    path = tmp_path / "last.ckpt"
+    whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
+    if damage == "foreign":
+        torch.save({"weights": torch.zeros(2)}, path)
+    else:
+        path.write_bytes(b"" if damage == "empty" else whole[: len(whole) // 2])
+    assert main(["translate", f"checkpoint={path}", f"input={tiny_shards}", f"output={tmp_path / 'out'}"]) == 2
+    assert "last.ckpt" in capsys.readouterr().err
+
+
+def test_a_checkpoint_cannot_choose_code(finished, tiny_shards, tmp_path, capsys):
+    data = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    trap = tmp_path / "sprung"
+    data["cinevox"]["config"]["model"]["module"] = {"_target_": "os.mkdir", "path": str(trap)}
+    torch.save(data, tmp_path / "evil.ckpt")
+    command = ["translate", f"checkpoint={tmp_path / 'evil.ckpt'}", f"input={tiny_shards}", f"output={tmp_path / 'o'}"]
+    assert main([*command, "source=t1n"]) == 2
+    assert "points outside what may be built" in capsys.readouterr().err
+    assert not trap.exists()
+
+
+def test_nothing_but_non_finite_steps_ends_the_run_with_a_snapshot(tiny_shards, tmp_path, capsys):
+    extra = [*REGRESSION, "model.module.learning_rate=1e30", "model.module.max_norm=0", "trainer.budget.steps=60"]
+    assert main(arguments(tiny_shards, tmp_path / "run", *extra, "trainer.nan_limit=3")) == 2
+    assert "not finite" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoints" / "not-finite.ckpt").exists()
+
+
+def test_temporal_terms_with_single_slices_are_refused_before_data_is_read(tiny_shards, tmp_path, capsys):
+    assert main(arguments(tiny_shards, tmp_path / "run", *VID2VID, "stream.clip_length=1", "trainer.budget.steps=1")) == 2
+    message = capsys.readouterr().err
+    assert "stream.clip_length" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_identity_needs_no_training(tiny_shards, tmp_path):
+    assert main(arguments(tiny_shards, tmp_path / "run", "model=identity", "trainer.budget.steps=1")) == 0
+    data = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert data["cinevox"]["method"] == "identity"
+
+
+def _start(command: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    return subprocess.Popen([sys.executable, "-m", "pipeline", *command], env=environment, stderr=subprocess.PIPE)
+
+
+def test_killed_in_mid_epoch_and_resumed_the_weights_are_those_of_an_unbroken_run(tiny_shards, tmp_path):
+    """vid2vid with its image and both temporal discriminators: every optimiser, EMA and the sample order."""
+    extra = [
+        *VID2VID,
+        "trainer.budget.steps=8",
+        "trainer.checkpoint_steps=3",
+        "stream.clip_length=7",
+        "stream.clip_limit=7",
+        "model.module.frames_per_step=3",
+        "model.module.ema_decay=0.9",
+    ]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    unbroken = _start(arguments(tiny_shards, whole, *extra))
+    victim = _start(arguments(tiny_shards, broken, *extra))
+    last = broken / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 200
+    while not last.exists() and victim.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert unbroken.wait(300) == 0, unbroken.communicate()[1].decode()
+    unbroken.communicate()
+    at = torch.load(last, weights_only=True)
+    assert 0 < at["progress"]["step"] < 8
+    assert at["ClipDataModule"]["batch"] > 0  # in mid-epoch
+    resumed = _start(arguments(tiny_shards, broken, *extra, "trainer.resume=true"))
+    message = resumed.communicate(timeout=300)[1].decode()
+    assert resumed.returncode == 0, message
+    assert "Continuing at step" in message
+    a = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
+    b = torch.load(last, weights_only=True)
+    assert a["progress"]["step"] == b["progress"]["step"] == 8
+    assert a["state_dict"].keys() == b["state_dict"].keys()
+    assert any(name.startswith("temporal_discriminators.1.") for name in a["state_dict"])
+    assert any(name.startswith("ema.") for name in a["state_dict"])
+    for name, value in a["state_dict"].items():
+        assert torch.equal(value, b["state_dict"][name]), name
+    for one, other in zip(a["optimizer_states"], b["optimizer_states"], strict=True):
+        for key, state in one["state"].items():
+            assert all(torch.equal(state[n], other["state"][key][n]) for n in state)
+
+
+def test_wandb_offline_holds_the_numbers_and_no_command_line(tiny_shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tmp_path / "Doe_John_19500101"
+    command = arguments(tiny_shards, run, *REGRESSION, "trainer.budget.steps=2", "tracking=offline")
+    done = _start(command)
+    message = done.communicate(timeout=200)[1].decode()
+    assert done.returncode == 0, message
+    files = list(run.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 1
+    content = files[0].read_bytes()
+    assert b"validation/mae_hu" in content
+    assert b"Doe_John" not in content
