@@ -8,8 +8,7 @@ DEMO ?= build/demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STAMP := $(VENV)/.installed
-# Idle threads that spin slow everything else down.
-export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 30000
 
 .PHONY: help setup demo test test-all test-long check format clean
 

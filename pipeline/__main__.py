@@ -42,8 +42,9 @@ USAGE = """cinevox VERB [name=value ...] [-i INPUT] [-o OUTPUT] [--dry-run] [--d
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; return 0, 2 (the user's error) or 1 (ours)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Idle threads that spin make everything several times slower beside any other busy process.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait spin for a moment, then sleep: beside another busy process endless spinning
+    # made a step ten times slower, and no spinning at all doubled it on a quiet machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     debug = "--debug" in arguments
     try:
         return _dispatch([a for a in arguments if a != "--debug"])

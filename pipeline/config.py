@@ -16,6 +16,7 @@ from pipeline.settings import Config
 
 # Taken from the command line as it stands: Hydra's grammar refuses spaces with brackets and would resolve ${...}.
 PATH_KEYS = ("input", "output", "checkpoint", "prediction", "reference", "mask")
+_INSTEAD = {"dry_run": "Use --dry-run", **{key: f"Use {key}=PATH" for key in PATH_KEYS}}
 ALLOWED_PACKAGES = ("pipeline.", "torch.nn.", "torch.optim.", "monai.networks.", "pytorch_lightning.")
 
 
@@ -48,7 +49,9 @@ def compose(overrides: Sequence[str], paths: Mapping[str, Any] | None = None, *,
             raise ConfigError("Interpolations are not taken from the command line", value=override)
         key = override.partition("=")[0].lstrip("+~")
         if re.match(r"hydra\b", key) or key in (*PATH_KEYS, "dry_run"):
-            raise ConfigError(f"'{key}' is no setting that can be overridden", value=override)
+            raise ConfigError(
+                f"'{key}' is no setting that can be overridden", value=override, remedy=_INSTEAD.get(key, "")
+            )
 
     def plain_data(words: Sequence[str]) -> dict[str, Any]:
         GlobalHydra.instance().clear()

@@ -40,7 +40,7 @@ def test_an_exception_leaves_the_target_untouched(tmp_path):
 
 
 def test_json_with_nan_is_never_written(tmp_path):
-    with pytest.raises(ValueError, match="NaN|nan|JSON"):
+    with pytest.raises(ValueError, match=r"JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert not (tmp_path / "a.json").exists()
 
@@ -110,7 +110,7 @@ def test_force_takes_other_settings_and_every_time_is_recorded(tmp_path):
 )
 def test_damaged_json_is_an_error_that_names_the_artifact(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match="cohort record at .* is damaged"):
+    with pytest.raises(ArtifactError, match=r"cohort record at .* is damaged"):
         read_json(tmp_path / "a.json", what="cohort record")
 
 
@@ -140,7 +140,7 @@ def test_settings_with_another_hash_always_show_a_difference(old, new):
 
 def test_a_full_disk_is_refused_before_the_start(tmp_path):
     check_free_space(tmp_path / "not" / "there", 1)
-    with pytest.raises(ArtifactError, match="Not enough disk space.*at least 1000000000.00 GB"):
+    with pytest.raises(ArtifactError, match=r"Not enough disk space.*at least 1000000000.00 GB"):
         check_free_space(tmp_path / "not" / "there", 10**18)
     assert not (tmp_path / "not").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -85,6 +86,7 @@ class Translator(LightningModule):
         self.ema: AveragedModel | None = None
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
+        self.seconds = {"backward": 0.0, "optimiser": 0.0}  # as the host sees them; the trainer reads and clears
         self._counted = False
         self._passes = 0
         self._finite: list[torch.Tensor] = []
@@ -167,10 +169,13 @@ class Translator(LightningModule):
         Returns:
             Whether the optimisers stepped; False too while gradients are still being accumulated.
         """
+        start = time.perf_counter()
         for update in updates:
             self.manual_backward(update.total / self.accumulate)
             self._finite.append(torch.isfinite(update.total.detach()))
             self._pending[id(update.optimizer)] = update._replace(total=update.total.detach())
+        backward = time.perf_counter()
+        self.seconds["backward"] += backward - start
         self._passes += 1
         if self._passes < self.accumulate:
             return False
@@ -201,6 +206,7 @@ class Translator(LightningModule):
             update.optimizer.zero_grad(set_to_none=True)
         # Under autocast the low-precision copies of the weights live until its end, here: several steps later.
         torch.clear_autocast_cache()
+        self.seconds["optimiser"] += time.perf_counter() - backward
         return stepped
 
     def _all_optimizers(self) -> list[Any]:

@@ -18,7 +18,7 @@ Main options:
   cohort.include, exclude  names of cases
   cohort.similarity_check  compare source and target within and between cases
   source, target           the pair that is compared
-  workers, seed, dry_run
+  workers, seed, --dry-run
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ Reads translation.json and the volumes that it names, or pairs of files with the
 and the regions come from the group 'metrics'. A reference on another grid is resampled onto the prediction's grid
 (with a cohort; the scores say so) or refused (without one, unless evaluate.resample=true).
 
+Writes scores.json (every score, with the profile that defines it) and scores.csv.
+
 Main options: metrics=NAME, evaluate.source=false (do not score the untranslated source), evaluate.resample, label
-(the method's name without a cohort), workers, dry_run=true.
+(the method's name without a cohort), workers, --dry-run.
 """
 
 from __future__ import annotations

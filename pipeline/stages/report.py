@@ -7,7 +7,7 @@ inputs must have been scored with the same profile. The page is one file that op
 no script and makes no request.
 
 Main options: report.title, report.cases (how many cases are drawn), report.panels (axial slices per case),
-report.windows (name: level, width), report.difference (end of the difference scale), dry_run=true.
+report.windows (name: level, width), report.difference (end of the difference scale), --dry-run.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ A CT that cuts the body sideways is flagged; where more than a quarter of a late
 out with its reason, the others go on, and the command ends with exit code 2. A killed run continues.
 
 Main options: simulate.axial=split|crop, simulate.spacing_mm, simulate.photons_per_mm2, simulate.scatter_to_primary,
-simulate.motion_mm, simulate.pictures, seed, workers (threads), dry_run=true.
+simulate.motion_mm, simulate.pictures, seed, workers (threads), --dry-run.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from pipeline.models.translator import Translator
 from pipeline.progress import duration, say
 from pipeline.training.budget import Budget
 from pipeline.training.validation import Validation
@@ -31,7 +32,8 @@ class EpochLine(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clocks."""
         self._reset()
-        _clear(pl_module)
+        if isinstance(pl_module, Translator):
+            pl_module.seconds.update(dict.fromkeys(pl_module.seconds, 0.0))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Start of a step."""
@@ -61,7 +63,9 @@ class EpochLine(pl.Callback):
         loader = trainer.datamodule.loader  # type: ignore[attr-defined]
         total = max(time.perf_counter() - self._start, 1e-9)
         validation = self.validation.seconds - self._validated
-        parts = {"loader": loader.wait_seconds, **_seconds(pl_module), "validation": validation}
+        inside = pl_module.seconds if isinstance(pl_module, Translator) else {}
+        parts = {"loader": loader.wait_seconds, "forward": self._step_seconds - sum(inside.values()), **inside}
+        parts |= {"validation": validation}
         parts["other"] = total - sum(parts.values())
         shares = ", ".join(f"{name} {100 * value / total:.1f} %" for name, value in parts.items())
         unit = trainer.datamodule.store.index.modalities[trainer.datamodule.config.target].unit  # type: ignore[attr-defined]
@@ -76,16 +80,6 @@ class EpochLine(pl.Callback):
             + (f", {skipped} steps skipped" if skipped else "")
             + f"; step {self.budget.step}, {100 * share:.0f} % of the budget, {duration(left)} left"
         )
-
-
-def _seconds(module: pl.LightningModule) -> dict[str, float]:
-    """Return forward, backward and optimiser seconds that a method keeps of its own step."""
-    return dict(getattr(module, "seconds", {}))
-
-
-def _clear(module: pl.LightningModule) -> None:
-    for name in getattr(module, "seconds", {}):
-        module.seconds[name] = 0.0  # type: ignore[index,union-attr,operator]
 
 
 def peak_gb() -> float:

@@ -1,0 +1,61 @@
+"""Every YAML under conf/ is composed, and every model is built at its full size."""
+
+import pytest
+import torch
+import yaml
+
+from pipeline.config import build, compose, conf_folder
+
+GROUPS = sorted({path.parent.name for path in conf_folder().glob("*/*.yaml")})
+OPTIONS = sorted(
+    f"{path.parent.name}={path.stem}" for path in conf_folder().glob("*/*.yaml") if not path.stem.startswith("_")
+)
+MODELS = sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml"))
+
+
+def test_the_folders_and_files_are_the_ones_we_think_they_are():
+    assert {"cohort", "experiment", "metrics", "model", "preprocess", "simulate", "stream", "trainer"} <= set(GROUPS)
+    assert len(OPTIONS) >= 15
+    deeper = [path for path in conf_folder().rglob("*.yaml") if len(path.relative_to(conf_folder()).parts) > 2]
+    assert deeper == []
+
+
+def test_every_file_is_reached_by_composition():
+    top = {path.stem for path in conf_folder().glob("*.yaml")} - {"cinevox"}
+    defaults = yaml.safe_load((conf_folder() / "cinevox.yaml").read_text())["defaults"]
+    named = {name for entry in defaults for name in (entry if isinstance(entry, dict) else [entry])}
+    assert top | set(GROUPS) <= named
+    hidden = {path.stem for path in conf_folder().glob("*/_*.yaml")}
+    assert hidden <= {"_base"}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_is_composed_with_the_defaults_of_the_others(option):
+    config = compose([option])
+    group, _, name = option.partition("=")
+    if group == "model":
+        assert config.model.name == name
+    assert config.seed == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_is_built_at_full_size(model):
+    config = compose([f"model={model}"])
+    with torch.device("meta"):
+        method = build(config.model.module)
+    assert config.model.name == model
+    # A method that learns nothing has no parameters; files of weights are read to the CPU.
+    assert all(p.device.type == "meta" for p in method.parameters() if p.requires_grad)
+    assert (sum(p.numel() for p in method.parameters()) > 0) == (model != "identity")
+
+
+@pytest.mark.parametrize("experiment", [o for o in OPTIONS if o.startswith("experiment=")])
+def test_every_experiment_builds_its_model(experiment):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build(compose([experiment]).model.module).parameters()) > 0
+
+
+def test_the_published_size_of_vid2vid():
+    with torch.device("meta"):
+        method = build(compose(["model=vid2vid"]).model.module)
+    assert round(sum(p.numel() for p in method.generator.parameters()) / 1e6, 1) == 91.2
