@@ -96,7 +96,7 @@ class Cohort(Record):
 
     FILE: ClassVar[str] = "cohort.json"
     WHAT: ClassVar[str] = "cohort record"
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     name: str
     root: str
     cases: list[Case]
@@ -166,7 +166,7 @@ class ShardIndex(Record):
 
     FILE: ClassVar[str] = "index.json"
     WHAT: ClassVar[str] = "shard index"
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     config_hash: str
     cohort: str  # where cohort.json lies
     cohort_hash: str
@@ -204,7 +204,7 @@ class Translation(Record):
 
     FILE: ClassVar[str] = "translation.json"
     WHAT: ClassVar[str] = "translation record"
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     method: str
     label: str  # shown in tables; the experiment's name or the method's
     run: str
@@ -252,7 +252,7 @@ class Scores(Record):
 
     FILE: ClassVar[str] = "scores.json"
     WHAT: ClassVar[str] = "scores"
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     profile: dict[str, Any]
     scores: list[Score]
     summary: list[Summary]

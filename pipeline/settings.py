@@ -95,7 +95,8 @@ class SimulateSettings(Section):
             raise ValueError("source_detector_mm must be larger than source_axis_mm")
         if self.fan == "half" and (self.arc_degrees != 360 or not 0 < self.detector_offset_mm < half_width):
             raise ValueError(
-                f"a half fan needs arc_degrees 360 and detector_offset_mm between 0 and {half_width:g} (half the detector)"
+                "a half fan needs arc_degrees 360 and detector_offset_mm between 0 and half the detector "
+                f"({half_width:g})"
             )
         if self.fan == "full" and self.detector_offset_mm:
             raise ValueError("a full fan needs detector_offset_mm 0")

@@ -158,7 +158,9 @@ def test_nothing_but_non_finite_steps_ends_the_run_with_a_snapshot(tiny_shards, 
 
 
 def test_temporal_terms_with_single_slices_are_refused_before_data_is_read(tiny_shards, tmp_path, capsys):
-    assert main(arguments(tiny_shards, tmp_path / "run", *VID2VID, "stream.clip_length=1", "trainer.budget.steps=1")) == 2
+    assert (
+        main(arguments(tiny_shards, tmp_path / "run", *VID2VID, "stream.clip_length=1", "trainer.budget.steps=1")) == 2
+    )
     message = capsys.readouterr().err
     assert "stream.clip_length" in message
     assert not (tmp_path / "run").exists()

@@ -128,4 +128,6 @@ def test_a_name_that_may_be_a_patient_s_becomes_a_pseudonym(ct_run, tiny_shards,
     command = ["translate", f"checkpoint={ct_run}", f"input={tmp_path / 'Müller, Jürgen (1950).nii.gz'}"]
     assert main([*command, f"output={tmp_path / 'out'}"]) == 0
     assert "Müller" not in capsys.readouterr().err
-    assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == [f"{Translation.load(tmp_path / 'out').cases[0].case_id}.nii.gz"]
+    assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == [
+        f"{Translation.load(tmp_path / 'out').cases[0].case_id}.nii.gz"
+    ]

@@ -1,5 +1,6 @@
 """Shards: a plain WebDataset, read at random, and never silently short or altered."""
 
+import gc
 import io
 import json
 import sys
@@ -71,10 +72,13 @@ def test_a_film_that_fails_leaves_no_shard_behind(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".partial")] == []
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves them to the collector
 def test_webdataset_reads_every_slice_in_order_with_all_of_its_parts(shards):
     urls = [str(shards / f"shard-{i:05d}.tar") for i in (0, 1)]
     dataset = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).map(webdataset_decoder)
     samples = list(dataset)
+    del dataset
+    gc.collect()
     expected = [(one.case_id, k) for one in FILMS for k in range(len(one.mask))]
     assert [(s["case_id"], s["slice_index"]) for s in samples] == expected
     by_name = {one.case_id: one for one in FILMS}
@@ -163,7 +167,7 @@ def test_a_tar_cut_in_a_members_data_or_header_is_refused(fresh, zeros):
     content = path.read_bytes()
     with tarfile.open(path) as archive:
         members = archive.getmembers()
-    for cut in (members[7].offset_data + 9, members[7].offset + 100, len(content) - 1, 0, 700):
+    for cut in (members[7].offset_data + 9, members[7].offset + 100, len(content) - 1100, 0, 700):
         path.write_bytes(content[:cut] + (b"\0" * (len(content) - cut) if zeros else b""))
         with pytest.raises(ArtifactError):
             read_everything(folder)
@@ -201,10 +205,10 @@ def test_a_table_without_an_element_is_refused(fresh):
     table = folder / "shard-00000.npy"
     rows = np.load(table)
     np.save(table, rows[:-1])
-    with pytest.raises(ArtifactError, match="table of shard 'shard-00000.tar' does not match"):
+    with pytest.raises(ArtifactError, match=r"table of shard 'shard-00000.tar' does not match"):
         SliceStore(folder)
     altered(folder, lambda d: d["shards"][0].update(table_sha256=file_sha256(table), members=41))
-    with pytest.raises(ArtifactError, match="lacks members: its cases need 42. Found: 41"):
+    with pytest.raises(ArtifactError, match=r"lacks members: its cases need 42. Found: 41"):
         SliceStore(folder)
 
 
@@ -279,7 +283,7 @@ def test_a_read_that_fails_for_a_moment_is_tried_again_and_then_named(shards, mo
         np.testing.assert_array_equal(out["ct"][0], FILMS[1].frames["ct"][4])
         failures.clear()
         allowed = 3
-        with pytest.raises(ArtifactError, match="cannot be read. Found: Input/output error"):
+        with pytest.raises(ArtifactError, match=r"cannot be read\. Found: Input/output error"):
             store.read("a", 4, 1, out)
 
 

@@ -1,0 +1,141 @@
+"""Which clips come next is the datamodule's state; what the shards cannot serve is refused at the start."""
+
+import pytest
+import torch
+from makers import configuration, film, write_shards
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.stream.datamodule import ClipDataModule, Position, clip_length_at
+from pipeline.stream.store import SliceStore
+
+FILMS = [film("a", 9), film("b", 6), film("c", 30)]
+SHORT = ("stream.clip_length=3", "stream.clip_growth=1", "stream.global_batch=2")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = write_shards(tmp_path_factory.mktemp("shards"), FILMS, splits={"c": "test"})
+    with SliceStore(folder) as opened:
+        yield opened
+
+
+def module(store, *overrides):
+    return ClipDataModule(store, configuration(*(overrides or SHORT)))
+
+
+def train(data, steps):
+    """Walk on for some steps; returns the samples that were seen."""
+    seen = []
+    while len(seen) < steps:
+        for batch in data.train_dataloader():
+            seen.append((batch["case_id"], batch["slice_index"].tolist(), batch["source"].clone()))
+            data.advance()
+            if len(seen) == steps:
+                break
+    return seen
+
+
+def same(one, other):
+    return all(a[:2] == b[:2] and torch.equal(a[2], b[2]) for a, b in zip(one, other, strict=True))
+
+
+def test_only_training_cases_are_read(store):
+    assert {case for names, _, _ in train(module(store), 5) for case in names} == {"a", "b"}
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 6, 9, 10])
+def test_a_run_resumed_from_its_state_goes_on_with_exactly_the_next_sample(store, stop):
+    whole = train(module(store), 13)
+    first = module(store)
+    head = train(first, stop)
+    state = first.state_dict()
+    assert all(type(value) is int for value in state.values())
+    second = module(store)
+    second.load_state_dict(dict(state))
+    assert same([*head, *train(second, 13 - stop)], whole)
+
+
+def test_the_position_counts_batches_and_epochs(store):
+    data = module(store)
+    train(data, 7)
+    assert data.position == Position(epoch=1, batch=2, clip_length=3)
+    train(data, 3)
+    assert data.position == Position(epoch=2, batch=0, clip_length=0)
+
+
+def test_the_clip_length_doubles_at_equal_parts_of_the_budget():
+    stream = configuration("stream.clip_length=6", "stream.clip_growth=3", "stream.clip_limit=20").stream
+    lengths = [clip_length_at(stream, share) for share in (0, 0.33, 0.34, 0.66, 0.67, 1.0)]
+    assert lengths == [6, 6, 12, 12, 20, 20]
+    constant = configuration("stream.clip_length=6", "stream.clip_growth=1").stream
+    assert {clip_length_at(constant, share) for share in (0, 0.5, 1.0)} == {6}
+
+
+def test_clips_grow_between_epochs_never_within_one_and_never_beyond_the_films(store):
+    data = module(store, "stream.clip_length=3", "stream.clip_growth=3", "stream.clip_limit=24")
+    loader = data.train_dataloader()
+    assert loader.sequence.clip_length == 3
+    next(iter(loader))
+    data.advance()
+    data.budget_share = 1.0
+    assert data.train_dataloader().sequence.clip_length == 3
+    data.position = Position(epoch=1)
+    assert data.train_dataloader().sequence.clip_length == 9
+
+
+def test_a_resumed_epoch_keeps_its_clip_length(store):
+    growing = ("stream.clip_length=3", "stream.clip_growth=2", "stream.clip_limit=24")
+    data = module(store, *growing)
+    train(data, 2)
+    again = module(store, *growing)
+    again.load_state_dict(data.state_dict())
+    again.budget_share = 1.0
+    assert again.train_dataloader().sequence.clip_length == 3
+
+
+def test_cases_shorter_than_a_clip_are_counted_aloud(store, capsys):
+    data = module(store, "stream.clip_length=7", "stream.clip_growth=1")
+    data.train_dataloader()
+    data.train_dataloader()
+    assert capsys.readouterr().err == "1 case(s) shorter than 7 slices are skipped in this epoch\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stream.clip_length=10", "stream.clip_limit=10"], "longer than every training film. Found: 10. Allowed: at most 9"),
+        (["source=t1n"], "The shards hold no modality 't1n'. Allowed: cbct, ct"),
+        (["target=t1n"], "The shards hold no modality 't1n'"),
+        (["~stream.window.cbct"], "stream.window has no window for 'cbct', which is in HU"),
+        (["stream.clip_length=3", "stream.global_batch=12"], "has fewer of them than stream.global_batch. Found: 11 clips"),
+        (["stream.clip_length=3", "stream.clip_growth=3", "stream.global_batch=2"], "An epoch of clips of 9 slices has fewer"),
+    ],
+)  # fmt: skip
+def test_what_the_shards_cannot_serve_is_refused_at_the_start(store, overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        module(store, *overrides)
+    assert message in str(caught.value)
+
+
+def test_shards_without_a_training_case_are_refused(tmp_path):
+    with (
+        SliceStore(write_shards(tmp_path, FILMS[:1], splits={"a": "test"})) as store,
+        pytest.raises(DataError, match="hold no training case"),
+    ):
+        module(store)
+
+
+class FakeTrainer:
+    global_rank = 0
+
+    def __init__(self, world_size):
+        self.world_size = world_size
+
+
+def test_a_global_batch_that_the_ranks_cannot_divide_is_refused(store):
+    data = module(store)
+    data.trainer = FakeTrainer(2)
+    assert data.train_dataloader().batch == 1
+    data.trainer = FakeTrainer(3)
+    with pytest.raises(ConfigError, match="cannot be divided among the ranks. Found: 2. Allowed: a multiple of 3"):
+        data.train_dataloader()

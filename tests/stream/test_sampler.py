@@ -1,0 +1,105 @@
+"""The order of samples is a function of its arguments and nothing else."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.stream.sampler import clip_sequence, random_for, rank_share
+
+FILMS = {"c": 7, "a": 12, "b": 3}
+OPTIONS = {"seed": 3, "epoch": 0, "clip_length": 4, "global_batch": 1}
+films = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.integers(1, 20), max_size=6)
+
+
+def samples(sequence):
+    return list(zip(sequence.case_ids, sequence.starts.tolist(), strict=True))
+
+
+@given(films, st.integers(1, 8), st.integers(1, 4), st.integers(1, 5))
+def test_an_epoch_holds_every_clip_once_but_for_what_is_counted_as_dropped(slices, length, stride, batch):
+    sequence = clip_sequence(slices, seed=1, epoch=2, clip_length=length, global_batch=batch, stride=stride)
+    seen = samples(sequence)
+    assert len(set(seen)) == len(seen) == len(sequence)
+    assert len(seen) % batch == 0
+    assert sequence.dropped < batch
+    assert all(0 <= start <= slices[case] - length for case, start in seen)
+    expected = {
+        (case, start)
+        for case, count in slices.items()
+        for start in {*range(0, count - length + 1, stride), *([count - length] if count >= length else [])}
+    }
+    assert set(seen) <= expected
+    assert len(expected) == len(seen) + sequence.dropped
+    assert sequence.short_cases == tuple(sorted(case for case, count in slices.items() if count < length))
+
+
+def test_the_last_clip_of_a_film_is_there_whatever_the_stride():
+    seen = samples(clip_sequence({"a": 12}, **{**OPTIONS, "clip_length": 5}, stride=4))
+    assert sorted(seen) == [("a", 0), ("a", 4), ("a", 7)]
+
+
+def test_the_order_is_the_same_again_and_does_not_depend_on_the_order_of_cases():
+    first = samples(clip_sequence(FILMS, **OPTIONS))
+    assert samples(clip_sequence(dict(reversed(FILMS.items())), **OPTIONS)) == first
+    numbers = {key: np.int64(value) for key, value in OPTIONS.items()}
+    assert samples(clip_sequence(FILMS, **numbers)) == first
+
+
+def test_the_order_is_frozen():
+    """A change here makes runs that are under way go on with other samples."""
+    assert samples(clip_sequence({"a": 6}, **OPTIONS)) == [("a", 2), ("a", 0), ("a", 1)]
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"epoch": 1}, {"stream": "target"}])
+def test_seed_epoch_and_stream_change_the_order_and_not_the_content(change):
+    one, other = (samples(clip_sequence(FILMS, **{**OPTIONS, **c})) for c in ({}, change))
+    assert one != other
+    assert sorted(one) == sorted(other)
+
+
+def test_epochs_differ_from_each_other():
+    orders = [tuple(samples(clip_sequence(FILMS, **{**OPTIONS, "epoch": e}))) for e in range(20)]
+    assert len(set(orders)) == 20
+
+
+def test_a_limit_cuts_the_epoch_and_other_epochs_see_other_clips():
+    epochs = [samples(clip_sequence({"a": 60}, **{**OPTIONS, "epoch": e}, limit=10)) for e in range(12)]
+    assert all(len(e) == 10 for e in epochs)
+    assert len({s for e in epochs for s in e}) > 45
+
+
+def test_fewer_clips_than_a_batch_are_an_empty_epoch_and_all_are_dropped():
+    sequence = clip_sequence({"a": 5}, **{**OPTIONS, "global_batch": 3})
+    assert (len(sequence), sequence.dropped) == (0, 2)
+    assert len(clip_sequence({}, **OPTIONS)) == 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_ranks_divide_every_global_batch_exactly(ranks, accumulate, batch):
+    whole = ranks * accumulate * batch
+    division = {"ranks": ranks, "batch": batch, "accumulate": accumulate, "global_batch": whole}
+    for optimiser_step in range(3):
+        shares = [
+            rank_share(optimiser_step * accumulate + micro, rank=rank, **division)
+            for micro in range(accumulate)
+            for rank in range(ranks)
+        ]
+        assert all(len(share) == batch for share in shares)
+        first = optimiser_step * whole
+        assert sorted(np.concatenate(shares).tolist()) == list(range(first, first + whole))
+
+
+def test_a_division_that_is_not_the_global_batch_is_refused():
+    with pytest.raises(ValueError, match="2 x 2 x 1 is not the global batch 6"):
+        rank_share(0, rank=0, ranks=2, batch=2, accumulate=1, global_batch=6)
+
+
+def test_random_numbers_depend_on_the_key_alone():
+    def draw(*key):
+        return random_for(*key).random(3).tolist()
+
+    assert draw(1, "a", 2) == draw(np.int64(1), "a", np.int32(2))
+    assert len({tuple(draw(*k)) for k in [(1, "a", 2), (1, "a", 3), (1, "b", 2), (2, "a", 2), (1, "2"), (1, 2)]}) == 6
