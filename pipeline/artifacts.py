@@ -80,7 +80,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
         before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += difference(before, after, f"{prefix}{key}.")
-        elif before != after:
+        # 1, 1.0 and true are equal, and yet not the same.
+        elif (key in old) != (key in new) or content_hash(before) != content_hash(after):
             lines.append(f"{prefix}{key}: {before} -> {after}")
     return lines
 

@@ -64,14 +64,14 @@ def film_grid(
     extent_mm = [(s.stop - s.start) * mm for s, mm in zip(box, have, strict=True)]
     needed = [math.ceil(extent_mm[a] / step[a] - 1e-6) for a in (1, 2)]
     if needed[0] > size[0] or needed[1] > size[1]:
+        # Never smaller than now: the other cases must go on fitting.
+        fits = [have if need <= have else _round_up(need) for need, have in zip(needed, size, strict=True)]
         raise GeometryError(
             f"The body of case '{case_id}' does not fit into preprocess.size at "
             f"{spacing_mm[1]:g} x {spacing_mm[2]:g} mm",
             value=f"a body of {needed[0]} x {needed[1]} pixels",
             allowed=f"at most {size[0]} x {size[1]}",
-            # Never smaller than now: the other cases must go on fitting.
-            remedy=f"Set preprocess.size=[{max(size[0], _round_up(needed[0]))},{max(size[1], _round_up(needed[1]))}] "
-            "or a coarser preprocess.spacing_mm",
+            remedy=f"Set preprocess.size=[{fits[0]},{fits[1]}] or a coarser preprocess.spacing_mm",
         )
     slices = max(1, math.floor((film.array.shape[0] - 1) * have[0] / step[0] + 1e-6) + 1)
     shape = (slices, size[0], size[1])

@@ -15,7 +15,6 @@ simulate.motion_mm, simulate.pictures, seed, workers (threads), --dry-run.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,15 @@ from pipeline.artifacts import (
     read_json,
     write_json,
 )
+from pipeline.cohorts.checks import voxel_hash
 from pipeline.errors import ConfigError, DataError
 from pipeline.geometry import Grid, Volume
+from pipeline.imaging.film import grid_record
 from pipeline.imaging.mask import body_mask
 from pipeline.imaging.resample import resample
 from pipeline.io import read_volume, write_volume
 from pipeline.progress import say, track
-from pipeline.records import CASE_ID, Case, Cohort, Excluded, GridRecord, VolumeFile
+from pipeline.records import CASE_ID, Case, Cohort, Excluded, VolumeFile
 from pipeline.settings import Config
 from pipeline.simulation.axial import FLAG_FRACTION, REFUSE_FRACTION, worst_cut
 from pipeline.simulation.calibration import Calibration
@@ -242,14 +243,12 @@ def _cut(body: NDArray[np.bool_], case_id: str) -> list[str]:
 def _save(output: Path, name: str, kind: str, volume: Volume) -> VolumeFile:
     relative = f"{name}/{kind}.nii.gz"
     write_volume(output / relative, volume)
-    rows = tuple(tuple(float(x) for x in row) for row in volume.affine[:3])
-    grid = GridRecord(shape=volume.grid.shape, affine=rows)  # type: ignore[arg-type]
     return VolumeFile(
         path=relative,
         unit=volume.unit,
-        grid=grid,
+        grid=grid_record(volume.grid),
         sha256=file_sha256(output / relative),
-        voxel_hash=hashlib.sha256(np.ascontiguousarray(volume.array).tobytes()).hexdigest(),
+        voxel_hash=voxel_hash(volume),
     )
 
 

@@ -103,12 +103,12 @@ def test_cases_shorter_than_a_clip_are_counted_aloud(store, capsys):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["stream.clip_length=10", "stream.clip_limit=10"], "longer than every training film. Found: 10. Allowed: at most 9"),
+        (["stream.clip_length=10", "stream.clip_limit=10"], "every training film. Found: 10. Allowed: at most 9"),
         (["source=t1n"], "The shards hold no modality 't1n'. Allowed: cbct, ct"),
         (["target=t1n"], "The shards hold no modality 't1n'"),
         (["~stream.window.cbct"], "stream.window has no window for 'cbct', which is in HU"),
-        (["stream.clip_length=3", "stream.global_batch=12"], "has fewer of them than stream.global_batch. Found: 11 clips"),
-        (["stream.clip_length=3", "stream.clip_growth=3", "stream.global_batch=2"], "An epoch of clips of 9 slices has fewer"),
+        (["stream.clip_length=3", "stream.global_batch=12"], "than stream.global_batch. Found: 11 clips"),
+        ([*SHORT, "stream.clip_growth=3"], "An epoch of clips of 9 slices has fewer"),
     ],
 )  # fmt: skip
 def test_what_the_shards_cannot_serve_is_refused_at_the_start(store, overrides, message):
@@ -137,5 +137,5 @@ def test_a_global_batch_that_the_ranks_cannot_divide_is_refused(store):
     data.trainer = FakeTrainer(2)
     assert data.train_dataloader().batch == 1
     data.trainer = FakeTrainer(3)
-    with pytest.raises(ConfigError, match="cannot be divided among the ranks. Found: 2. Allowed: a multiple of 3"):
+    with pytest.raises(ConfigError, match=r"cannot be divided among the ranks. Found: 2. Allowed: a multiple of 3"):
         data.train_dataloader()

@@ -167,7 +167,7 @@ def test_a_tar_cut_in_a_members_data_or_header_is_refused(fresh, zeros):
     content = path.read_bytes()
     with tarfile.open(path) as archive:
         members = archive.getmembers()
-    for cut in (members[7].offset_data + 9, members[7].offset + 100, len(content) - 1100, 0, 700):
+    for cut in (members[7].offset_data + 9, members[7].offset + 100, members[-1].offset_data + 30, 0, 700):
         path.write_bytes(content[:cut] + (b"\0" * (len(content) - cut) if zeros else b""))
         with pytest.raises(ArtifactError):
             read_everything(folder)
@@ -294,3 +294,16 @@ def test_one_open_file_per_shard(shards):
     with SliceStore(shards):
         assert len(list(folder.iterdir())) - before == 2
     assert len(list(folder.iterdir())) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is a Unix one")
+def test_more_shards_than_files_may_be_open_raise_the_limit(shards):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
+    try:
+        with SliceStore(shards):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(514, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

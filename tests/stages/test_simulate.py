@@ -1,0 +1,165 @@
+"""The stage around the physics: names, records, refusals, flags, continuing. A stand-in scanner keeps it fast."""
+
+import numpy as np
+import pytest
+from makers import body, configuration, film_affine, write_cohort
+
+from pipeline.errors import ArtifactError, ConfigError, DataError
+from pipeline.geometry import Volume
+from pipeline.io import read_volume
+from pipeline.records import Cohort
+from pipeline.simulation.calibration import Calibration
+from pipeline.simulation.scan import Scan
+from pipeline.stages import simulate
+
+OPTIONS = ("simulate=demo", "simulate.spacing_mm=[4,5,5]", "simulate.pictures=false")
+
+
+class Scanner:
+    """Takes the place of the simulator: the CT minus 10 HU, everything in the field of view."""
+
+    scanned: list = []  # noqa: RUF012
+
+    def __init__(self, settings, seed, threads, calibration=None):
+        self.calibration = calibration or Calibration(0.1, 1.0, 0.0, 1.0, -1000.0, 20.0, 15.0, -30.0)
+
+    def scan(self, film, mask, extent, case_id, number):
+        self.scanned.append((case_id, number))
+        ct = Volume(np.rint(film.array[extent]).astype(np.int16), film.affine.copy())
+        ct.affine[:3, 3] += film.affine[:3, 0] * extent.start
+        seen = np.ones(ct.array.shape, np.uint8)
+        return Scan(ct.with_array(ct.array - 10), ct, ct.with_array(seen, "a.u."))
+
+
+@pytest.fixture(autouse=True)
+def scanner(monkeypatch):
+    monkeypatch.setattr(simulate, "Simulator", Scanner)
+    Scanner.scanned = []
+
+
+def run(source, output, *options, **paths):
+    simulate.run(configuration(*OPTIONS, *options, input=[source], output=output, **paths))
+    return Cohort.load(output)
+
+
+def cut(seed=0):
+    """A body that reaches through most of one lateral face."""
+    volume = body(seed)
+    array = volume.array.copy()
+    array[:, 4:20, 10:] = 40
+    return volume.with_array(array)
+
+
+def test_a_case_becomes_cbct_ct_and_field_of_view_on_one_grid(tmp_path):
+    source = write_cohort(tmp_path / "in", {"a": {"ct": body()}}, patients={"a": "anna"}, splits={"a": "test"})
+    cohort = run(source, tmp_path / "out")
+    (case,) = cohort.cases
+    assert (case.case_id, case.patient, case.split) == ("a", "anna", "test")
+    assert set(case.volumes) == {"cbct", "ct"} and set(case.masks) == {"field_of_view"}
+    ct, cbct = (read_volume(cohort.path(case.volumes[m])) for m in ("ct", "cbct"))
+    mask = read_volume(cohort.path(case.masks["field_of_view"]))
+    assert ct.array.dtype == cbct.array.dtype == np.int16 and mask.array.dtype == np.uint8
+    assert ct.array.shape == cbct.array.shape == mask.array.shape
+    np.testing.assert_array_equal(ct.affine, cbct.affine)
+    np.testing.assert_allclose(ct.affine, film_affine())
+    assert cohort.made_by["calibration"]["water_centre_hu"] == 1.0
+    assert cohort.made_by["simulate"]["preset"] == "demo"
+
+
+def test_a_long_volume_becomes_several_scans_of_the_same_patient_or_is_cropped(tmp_path):
+    long = body(shape=(60, 24, 26))  # 24 cm
+    source = write_cohort(tmp_path / "in", {"torso": {"ct": long}}, patients={"torso": "p"}, splits={"torso": "test"})
+    cohort = run(source, tmp_path / "split")
+    assert [c.case_id for c in cohort.cases] == ["torso_s1", "torso_s2"]
+    assert {(c.patient, c.split) for c in cohort.cases} == {("p", "test")}
+    assert len({c.volumes["ct"].grid.shape[0] for c in cohort.cases}) == 1
+    cropped = run(source, tmp_path / "crop", "simulate.axial=crop")
+    assert [c.case_id for c in cropped.cases] == ["torso"]
+
+
+def test_a_cut_body_is_refused_and_the_others_go_on(tmp_path):
+    source = write_cohort(tmp_path / "in", {"bad": {"ct": cut()}, "good": {"ct": body(1)}})
+    with pytest.raises(DataError, match=r"1 case\(s\) were left out.*bad") as caught:
+        run(source, tmp_path / "out")
+    assert caught.value.exit_code == 2
+    cohort = Cohort.load(tmp_path / "out")
+    assert [c.case_id for c in cohort.cases] == ["good"]
+    assert cohort.excluded[0].case_id == "bad" and "left face" in cohort.excluded[0].reason
+    with pytest.raises(DataError, match="bad"):  # a finished run says the same again
+        run(source, tmp_path / "out")
+    assert Scanner.scanned == [("good", 0)]
+
+
+def test_a_slightly_cut_body_is_flagged(tmp_path):
+    volume = body()
+    array = volume.array.copy()
+    array[:, 10:14, 10:] = 40
+    source = write_cohort(tmp_path / "in", {"a": {"ct": volume.with_array(array)}})
+    (case,) = run(source, tmp_path / "out").cases
+    assert any("cuts the body" in flag and "left face" in flag for flag in case.flags)
+
+
+def test_other_modalities_are_dropped_with_a_note_and_a_cohort_without_ct_is_refused(tmp_path):
+    both = write_cohort(tmp_path / "both", {"a": {"ct": body(), "t1n": body(1)}, "b": {"t1n": body(2)}})
+    cohort = run(both, tmp_path / "out")
+    assert [c.case_id for c in cohort.cases] == ["a"] and set(cohort.cases[0].volumes) == {"ct", "cbct"}
+    assert any("t1n" in note for note in cohort.made_by["notes"]) and any("b" in n for n in cohort.made_by["notes"])
+    none = write_cohort(tmp_path / "none", {"a": {"t1n": body()}})
+    with pytest.raises(DataError, match="no CT"):
+        run(none, tmp_path / "nothing")
+
+
+def test_a_killed_run_continues_and_a_finished_one_does_nothing(tmp_path, monkeypatch):
+    source = write_cohort(tmp_path / "in", {name: {"ct": body(i)} for i, name in enumerate("abc")})
+    scan = Scanner.scan
+
+    def killed(self, film, mask, extent, case_id, number):
+        if case_id == "c":
+            raise KeyboardInterrupt
+        return scan(self, film, mask, extent, case_id, number)
+
+    monkeypatch.setattr(Scanner, "scan", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, tmp_path / "out")
+    monkeypatch.setattr(Scanner, "scan", scan)
+    (tmp_path / "out" / "b" / "cbct.nii.gz").unlink()  # a case without all its files is done again
+    cohort = run(source, tmp_path / "out")
+    assert [name for name, _ in Scanner.scanned] == ["a", "b", "b", "c"]
+    assert [c.case_id for c in cohort.cases] == ["a", "b", "c"] and "calibration" in cohort.made_by
+    before = (tmp_path / "out" / "cohort.json").stat().st_mtime_ns
+    run(source, tmp_path / "out")
+    assert (tmp_path / "out" / "cohort.json").stat().st_mtime_ns == before
+    with pytest.raises(ArtifactError, match=r"simulate\.photons_per_mm2"):
+        run(source, tmp_path / "out", "simulate.photons_per_mm2=7")
+
+
+def test_a_known_mask_is_kept(tmp_path):
+    ct = body()
+    known = ct.with_array((ct.array > -500).astype(np.uint8), "1")
+    source = write_cohort(tmp_path / "in", {"a": {"ct": ct}}, masks={"a": {"body": known}})
+    cohort = run(source, tmp_path / "out")
+    (case,) = cohort.cases
+    np.testing.assert_array_equal(read_volume(cohort.path(case.masks["body"])).array, known.array)
+
+
+def test_dry_run_writes_nothing_and_names_must_not_meet(tmp_path, capsys):
+    long = body(shape=(60, 24, 26))
+    source = write_cohort(tmp_path / "in", {"a": {"ct": long}})
+    simulate.run(configuration(*OPTIONS, input=[source], output=tmp_path / "out", dry_run=True))
+    assert not (tmp_path / "out").exists() and "2 scan(s)" in capsys.readouterr().err
+    met = write_cohort(tmp_path / "met", {"a": {"ct": long}, "a_s1": {"ct": body()}})
+    with pytest.raises(DataError, match="a_s1"):
+        run(met, tmp_path / "out")
+    with pytest.raises(ConfigError, match="input=COHORT"):
+        simulate.run(configuration(*OPTIONS, output=tmp_path / "out"))
+
+
+@pytest.mark.real
+def test_real_volumes_that_cut_the_body(tmp_path, real_data):
+    volumes = {name: {"ct": read_volume(real_data / "ct" / f"{name}.nii.gz")} for name in ("abdomen", "lung_crop")}
+    source = write_cohort(tmp_path / "in", volumes)
+    with pytest.raises(DataError, match="lung_crop"):
+        run(source, tmp_path / "out", "simulate.axial=crop")
+    cohort = Cohort.load(tmp_path / "out")
+    assert [c.case_id for c in cohort.cases] == ["abdomen"]
+    assert any("cuts the body" in flag for flag in cohort.cases[0].flags)
