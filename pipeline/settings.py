@@ -43,7 +43,7 @@ class SplitSettings(Section):
 class CohortSettings(Section):
     """How patients are found (``folder``) or made (``phantom``), checked and split."""
 
-    layout: Literal["folder", "phantom"]
+    layout: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]  # pipeline/cohorts/NAME.py
     split: SplitSettings
     include: list[str]  # case names to take (folder names or file stems); empty: all
     exclude: list[str]

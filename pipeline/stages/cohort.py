@@ -23,6 +23,8 @@ Main options:
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -41,10 +43,11 @@ from pipeline.cohorts.checks import (
     check_duplicates,
     check_pairs,
 )
-from pipeline.cohorts.folder import CASES_CSV, FoundCase, discover, safe, write_names
+from pipeline.cohorts.folder import CASES_CSV, Discovery, FoundCase, safe, write_names
 from pipeline.cohorts.phantom import case_name, check_settings, write_patient
 from pipeline.cohorts.split import SPLITS, assign_splits
-from pipeline.errors import ConfigError, DataError
+from pipeline.config import conf_folder
+from pipeline.errors import ConfigError, DataError, nearest
 from pipeline.progress import say, track
 from pipeline.records import Case, Cohort, Excluded, Split, unique
 from pipeline.settings import CohortSettings, Config
@@ -112,8 +115,18 @@ def _folders(config: Config) -> tuple[Path, list[FoundCase], int]:
             "'cinevox cohort' reads one folder", value=f"{len(config.input)} inputs", remedy="Set input=FOLDER"
         )
     root = config.input[0].resolve()
-    found = discover(root, config.cohort)
+    found = _layout(config.cohort.layout)(root, config.cohort)
     return root, found.cases, found.ignored
+
+
+def _layout(name: str) -> Callable[[Path, CohortSettings], Discovery]:
+    """Return the ``discover`` of ``pipeline/cohorts/NAME.py``: a new layout is that file and nothing else."""
+    spec = importlib.util.find_spec(f"pipeline.cohorts.{name}")
+    discover = getattr(importlib.import_module(f"pipeline.cohorts.{name}"), "discover", None) if spec else None
+    if discover is None:
+        names = sorted(path.stem for path in (conf_folder() / "cohort").glob("[a-z]*.yaml"))
+        raise ConfigError("Unknown cohort.layout", value=name, allowed=", ".join(names), remedy=nearest(name, names))
+    return discover
 
 
 def _phantoms(config: Config, output: Path) -> tuple[Path, list[FoundCase], int]:
@@ -163,7 +176,7 @@ def _settings(config: Config, root: Path, cases: list[FoundCase]) -> dict[str, A
         "target": config.target,
         "body_threshold_hu": config.preprocess.body_threshold_hu,
     }
-    if config.cohort.layout == "folder":
+    if config.cohort.layout != "phantom":
         files = [path for case in cases for path in (*case.volumes.values(), *case.masks.values())]
         files += [table for table in [root / CASES_CSV] if table.exists()]
         listing = [(p.relative_to(root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
