@@ -15,6 +15,7 @@ it is refused.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from pipeline.imaging.film import film_grid, grid_from, to_stored
 from pipeline.imaging.mask import body_mask, foreground_mask
 from pipeline.imaging.normalise import normalise, restore, window_for
 from pipeline.imaging.resample import resample
-from pipeline.io import SUFFIXES, read_volume, stem, write_volume
+from pipeline.io import SUFFIXES, read_grid, read_volume, stem, write_volume
 from pipeline.progress import say, track
 from pipeline.records import Cohort, Excluded, ShardIndex, TranslatedCase, Translation
 from pipeline.settings import Config
@@ -50,6 +51,7 @@ class _Job:
     case_id: str
     patient: str
     open: Callable[[], _Prepared]
+    voxels: int  # of the volume that is written; 0 where the header cannot be read
     source: str = ""
     reference: str = ""
     mask: str = ""
@@ -79,13 +81,15 @@ def run(config: Config) -> None:
         raise DataError(f"Nothing to translate: no case in split '{config.translate.split}'")
     label = config.translate.label or record["label"]
     say(f"{label}: {len(jobs)} case(s), {record['source']} to {record['target']}")
+    needed = sum(job.voxels for job in jobs) * (2 if _unit(record) == "HU" else 4)
     if config.dry_run:
-        say("Would write: " + ", ".join(f"{job.case_id}.nii.gz" for job in jobs[:20]))
+        names = ", ".join(f"{job.case_id}.nii.gz" for job in jobs[:20])
+        say(f"Would write {len(jobs)} volume(s), at most {needed / 1e6:.0f} MB: {names}")
         return
     path = config.checkpoint / FOLDER / LAST if config.checkpoint.is_dir() else config.checkpoint
     sha256 = file_sha256(path)
     settings = {"checkpoint": sha256, "translate": config.translate.model_dump(), "cases": [j.case_id for j in jobs]}
-    check_free_space(output, 100_000_000)
+    check_free_space(output, needed)
     claim = claim_output(output, "translate", settings)
     if claim.finished:
         say(f"'{output}' is finished already; nothing to do")
@@ -190,6 +194,7 @@ def _shard_jobs(folder: Path, record: dict[str, Any], config: Config) -> list[_J
                 shard_case.case_id,
                 shard_case.patient,
                 open_film,
+                math.prod(shard_case.source_grids[record["source"]].shape),
                 source=located(record["source"]),
                 reference=located(record["target"]),
                 mask=str(cohort.path(mask).resolve()) if cohort and mask else "",
@@ -219,8 +224,15 @@ def _volume_jobs(place: Path, record: dict[str, Any], config: Config) -> list[_J
 
         mask = str(config.mask.resolve()) if config.mask else ""
         kind = "field_of_view" if mask else ""
-        jobs.append(_Job(case_id, case_id, open_volume, source=str(file.resolve()), mask=mask, mask_kind=kind))
+        jobs.append(_Job(case_id, case_id, open_volume, _voxels(file), str(file.resolve()), mask=mask, mask_kind=kind))
     return jobs
+
+
+def _voxels(file: Path) -> int:
+    try:
+        return math.prod(read_grid(file).shape)
+    except DataError:
+        return 0  # said when its turn comes, so that the others go on
 
 
 def _volumes_in(folder: Path, modality: str) -> list[Path]:

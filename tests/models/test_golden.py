@@ -1,0 +1,25 @@
+"""Every method still computes what it did: see tests/golden/measure.py."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from miniatures import MINIATURE
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
+from measure import FILE, measure
+
+GOLDEN = json.loads(FILE.read_text())
+
+
+def test_every_method_that_learns_has_golden_values():
+    assert set(GOLDEN) == set(MINIATURE) - {"identity"}
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_losses_and_output_are_the_golden_ones(name):
+    found = measure(name)
+    # Other processors round and order sums differently; a changed formula is off by far more.
+    assert found["losses"] == pytest.approx(GOLDEN[name]["losses"], rel=5e-3)
+    assert found["output"] == pytest.approx(GOLDEN[name]["output"], rel=5e-3, abs=1e-3)
