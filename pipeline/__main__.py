@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 from pipeline import __version__
+from pipeline.arguments import parse
 from pipeline.errors import CinevoxError, ConfigError, nearest
 
 # verb: (module whose `run(config)` does it, paths that it needs, what it does)
@@ -25,11 +26,9 @@ VERBS = {
     "evaluate": ("pipeline.stages.evaluate", ("output",), "predictions and references to scores"),
     "report": ("pipeline.stages.report", ("input", "output"), "scores to a page"),
 }
-REPEATED = ("input",)
 MANY_INPUTS = ("evaluate", "report")
 # The machine's limits, not a fault of ours: one line says enough (and no path, which may name a patient).
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO, errno.ESTALE)
-SHORT = {"-i": "input", "-o": "output"}
 USAGE = """cinevox VERB [name=value ...] [-i INPUT] [-o OUTPUT] [--dry-run] [--debug] [--help]
 
   name=value   any setting of conf/ (Hydra's grammar): experiment=..., model=..., preprocess.size=[128,128]
@@ -94,41 +93,6 @@ def _dispatch(arguments: list[str]) -> int:
         sys.stdout.write(json.dumps(plain(config), indent=1) + "\n")
     importlib.import_module(module).run(config)
     return 0
-
-
-def parse(arguments: list[str]) -> tuple[list[str], dict[str, object], bool]:
-    """Split arguments into Hydra overrides, paths (as they stand) and the dry-run flag."""
-    from pipeline.config import PATH_KEYS
-
-    overrides: list[str] = []
-    paths: dict[str, list[Path]] = {}
-    dry_run = False
-    queue = list(arguments)
-    while queue:
-        word = queue.pop(0)
-        name, equals, value = word.partition("=")
-        if word == "--dry-run":
-            dry_run = True
-        elif word in SHORT:
-            if not queue:
-                raise ConfigError(f"'{word}' needs a path after it")
-            paths.setdefault(SHORT[word], []).append(_path(word, queue.pop(0)))
-        elif name in PATH_KEYS and equals:
-            paths.setdefault(name, []).append(_path(name, value))
-        elif word.startswith("-"):
-            raise ConfigError(f"Unknown option '{word}'", allowed="-i, -o, --dry-run, --debug, --help")
-        else:
-            overrides.append(word)
-    for name, values in paths.items():
-        if len(values) > 1 and name not in REPEATED:
-            raise ConfigError(f"'{name}' is given twice")
-    return overrides, {n: v if n in REPEATED else v[0] for n, v in paths.items()}, dry_run
-
-
-def _path(name: str, value: str) -> Path:
-    if not value:  # an unset shell variable: the empty path would be the current folder
-        raise ConfigError(f"'{name}' is empty")
-    return Path(value)
 
 
 def _docstring(module: str) -> str:

@@ -11,11 +11,10 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.arguments import PATH_KEYS
 from pipeline.errors import ConfigError, nearest
 from pipeline.settings import Config
 
-# Taken from the command line as it stands: Hydra's grammar refuses spaces with brackets and would resolve ${...}.
-PATH_KEYS = ("input", "output", "checkpoint", "prediction", "reference", "mask")
 _INSTEAD = {"dry_run": "Use --dry-run", **{key: f"Use {key}=PATH" for key in PATH_KEYS}}
 ALLOWED_PACKAGES = ("pipeline.", "torch.nn.", "torch.optim.", "monai.networks.", "pytorch_lightning.")
 

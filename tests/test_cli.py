@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from makers import pair, write_cohort
 
-from pipeline.__main__ import VERBS, main, parse
+from pipeline.__main__ import VERBS, main
+from pipeline.arguments import parse
 from pipeline.errors import ConfigError
 
 HEAVY = ("torch", "pytorch_lightning", "monai", "wandb", "matplotlib", "scipy", "itk")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from makers import configuration
 
-from pipeline.__main__ import parse
+from pipeline.arguments import parse
 from pipeline.config import build, compose, known_keys, locate, plain, validate
 from pipeline.errors import ConfigError
 

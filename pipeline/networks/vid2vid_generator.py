@@ -40,8 +40,8 @@ class Vid2VidGenerator(nn.Module):
         norm: ``instance``, ``instance_affine`` or ``batch``.
         flow: Whether there is a flow branch; without one the raw image is the output.
         flow_scale: Pixels of flow per unit of the flow head.
-        residual: Add the current source frame to the image head's output (not published). Instance norm forgets
-            absolute values, which a source that is calibrated like the target still has.
+        residual: Add the current source frame to the image head's output, which starts at zero (not published).
+            Instance norm forgets absolute values, which a source that is calibrated like the target still has.
 
     Raises:
         ConfigError: A size that leaves no network.
@@ -99,6 +99,8 @@ class Vid2VidGenerator(nn.Module):
         self.flow_head = head(2) if flow else None
         self.weight_head = head(1) if flow else None
         initialise_normal(self)
+        if residual:  # the first output is the source, not the source under noise of hundreds of HU
+            nn.init.zeros_(self.image_head.weight)
 
     def forward(self, source: torch.Tensor, past: torch.Tensor, compose: bool = True) -> Frame:
         """Generate one frame.

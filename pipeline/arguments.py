@@ -1,0 +1,45 @@
+"""Split the words of a command line: settings for Hydra, and paths that are taken as they stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+
+# Hydra's grammar refuses spaces with brackets and would resolve ${...}: paths never pass through it.
+PATH_KEYS = ("input", "output", "checkpoint", "prediction", "reference", "mask")
+REPEATED = ("input",)
+SHORT = {"-i": "input", "-o": "output"}
+
+
+def parse(arguments: list[str]) -> tuple[list[str], dict[str, object], bool]:
+    """Split arguments into Hydra overrides, paths (as they stand) and the dry-run flag."""
+    overrides: list[str] = []
+    paths: dict[str, list[Path]] = {}
+    dry_run = False
+    queue = list(arguments)
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word.partition("=")
+        if word == "--dry-run":
+            dry_run = True
+        elif word in SHORT:
+            if not queue:
+                raise ConfigError(f"'{word}' needs a path after it")
+            paths.setdefault(SHORT[word], []).append(_path(word, queue.pop(0)))
+        elif name in PATH_KEYS and equals:
+            paths.setdefault(name, []).append(_path(name, value))
+        elif word.startswith("-"):
+            raise ConfigError(f"Unknown option '{word}'", allowed="-i, -o, --dry-run, --debug, --help")
+        else:
+            overrides.append(word)
+    for name, values in paths.items():
+        if len(values) > 1 and name not in REPEATED:
+            raise ConfigError(f"'{name}' is given twice")
+    return overrides, {n: v if n in REPEATED else v[0] for n, v in paths.items()}, dry_run
+
+
+def _path(name: str, value: str) -> Path:
+    if not value:  # an unset shell variable: the empty path would be the current folder
+        raise ConfigError(f"'{name}' is empty")
+    return Path(value)
