@@ -240,5 +240,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """Return the configuration as plain data for ``config.json`` and checkpoints (no paths, no flags)."""
+    """Return the configuration as plain data (no paths, no flags)."""
     return config.model_dump(mode="json", exclude={*PATH_KEYS, "dry_run"})
+
+
+def public(config: Config) -> dict[str, Any]:
+    """Return what of the configuration goes into runs, checkpoints and trackers: all but ``cohort``, whose lists
+    and patterns may name patients.
+    """
+    return {key: value for key, value in plain(config).items() if key != "cohort"}

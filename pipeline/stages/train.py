@@ -25,7 +25,7 @@ import pytorch_lightning as pl
 import torch
 
 from pipeline.artifacts import atomic_path, check_free_space, claim_output, write_json
-from pipeline.config import build, plain
+from pipeline.config import build, public
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import duration, say
 from pipeline.settings import Config
@@ -82,7 +82,7 @@ def run(config: Config) -> None:
             raise CheckpointError(
                 f"No checkpoint to resume in '{output}'", remedy="Leave out trainer.resume to start from the beginning"
             )
-        write_json(output / "config.json", plain(config))
+        write_json(output / "config.json", public(config))
         _fit(config, store, data, method, output, last if last.exists() else None)
         claim.finish()
         say(f"Run finished: '{output}'")
@@ -90,7 +90,7 @@ def run(config: Config) -> None:
 
 def _deciding(config: Config, store: SliceStore) -> dict[str, Any]:
     """Return the settings and the data that decide what is learnt."""
-    settings = {key: value for key, value in plain(config).items() if key not in _FREE}
+    settings = {key: value for key, value in public(config).items() if key not in _FREE}
     settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in _FREE_TRAINER}
     settings["stream"] = {k: v for k, v in settings["stream"].items() if k not in _FREE_STREAM}
     return {**settings, "shards": store.index.config_hash}
@@ -162,7 +162,7 @@ def _loggers(config: Config, run: Path, budget: Budget) -> list[Any]:
                 project=config.tracking.project,
                 name=config.label or config.model.name,
                 mode=config.tracking.mode,
-                config=plain(config),
+                config=public(config),
             )
         )
     elif config.tracking.logger != "none":

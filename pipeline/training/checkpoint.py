@@ -19,7 +19,7 @@ import torch
 
 from pipeline import __version__
 from pipeline.artifacts import atomic_path
-from pipeline.config import build, plain
+from pipeline.config import build, public
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.records import ShardIndex
 from pipeline.settings import Config
@@ -41,7 +41,7 @@ def describe(config: Config, index: ShardIndex) -> dict[str, Any]:
         "label": config.label or config.model.name,
         "source": config.source,
         "target": config.target,
-        "config": plain(config),
+        "config": public(config),
         "preprocessing": {
             "axes": index.axes,
             "spacing_mm": list(index.spacing_mm),

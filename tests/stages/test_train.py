@@ -221,7 +221,8 @@ def test_killed_in_mid_epoch_and_resumed_the_weights_are_those_of_an_unbroken_ru
 def test_wandb_offline_holds_the_numbers_and_no_command_line(tiny_shards, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "Doe_John_19500101"
-    command = arguments(tiny_shards, run, *REGRESSION, "trainer.budget.steps=2", "tracking=offline")
+    extra = ["trainer.budget.steps=2", "tracking=offline", "cohort.exclude=[Doe_Jane]"]
+    command = arguments(tiny_shards, run, *REGRESSION, *extra)
     done = _start(command)
     message = done.communicate(timeout=200)[1].decode()
     assert done.returncode == 0, message
@@ -230,3 +231,6 @@ def test_wandb_offline_holds_the_numbers_and_no_command_line(tiny_shards, tmp_pa
     content = files[0].read_bytes()
     assert b"validation/mae_hu" in content
     assert b"Doe_John" not in content
+    written = [p for p in run.rglob("*") if p.is_file()]
+    assert len(written) > 5
+    assert not [p.name for p in written if b"Doe_Jane" in p.read_bytes()]
