@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 
 T = TypeVar("T")
 _LINE_EVERY_S = 15.0
+_shown: list[Bar] = []  # the bar on the terminal, if there is one: lines must be printed above it
 
 
 def say(message: str) -> None:
     """Print one line for the user, to stderr (stdout is for results)."""
+    if _shown:
+        _shown[-1].console.print(message, markup=False, highlight=False, soft_wrap=True)
+        return
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
+
+
+@contextmanager
+def _bar(*columns: ProgressColumn) -> Iterator[Bar]:
+    with Bar(TextColumn("{task.description}"), BarColumn(), *columns, console=Console(stderr=True)) as bar:
+        _shown.append(bar)
+        try:
+            yield bar
+        finally:
+            _shown.remove(bar)
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
@@ -27,8 +49,7 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
         items = list(items)
         total = len(items)
     if sys.stderr.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Bar(*columns, console=Console(stderr=True), transient=False) as bar:
+        with _bar(MofNCompleteColumn(), TimeRemainingColumn()) as bar:
             task = bar.add_task(label, total=total)
             for item in items:
                 yield item
@@ -42,6 +63,17 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
             left = (now - start) / done * (total - done)
             say(f"{label}: {done}/{total}, {duration(now - start)} used, {duration(left)} left")
             last = now
+
+
+@contextmanager
+def share_bar(label: str) -> Iterator[Callable[[float], None]]:
+    """Yield a function that takes the share done, 0 to 1: it moves a bar on a terminal, and is silent in a log."""
+    if not sys.stderr.isatty():
+        yield lambda share: None
+        return
+    with _bar(TaskProgressColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task(label, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
 
 
 def duration(seconds: float) -> str:

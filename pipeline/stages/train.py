@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import torch
 from pipeline.artifacts import atomic_path, check_free_space, claim_output, write_json
 from pipeline.config import build, public
 from pipeline.errors import CheckpointError, ConfigError
-from pipeline.progress import duration, say
+from pipeline.progress import duration, say, share_bar
 from pipeline.settings import Config
 from pipeline.stream.datamodule import ClipDataModule, clip_length_at
 from pipeline.stream.store import SliceStore
@@ -83,7 +84,8 @@ def run(config: Config) -> None:
                 f"No checkpoint to resume in '{output}'", remedy="Leave out trainer.resume to start from the beginning"
             )
         write_json(output / "config.json", public(config))
-        _fit(config, store, data, method, output, last if last.exists() else None)
+        with share_bar("train") as show:
+            _fit(config, store, data, method, output, last if last.exists() else None, show)
         claim.finish()
         say(f"Run finished: '{output}'")
 
@@ -97,7 +99,13 @@ def _deciding(config: Config, store: SliceStore) -> dict[str, Any]:
 
 
 def _fit(
-    config: Config, store: SliceStore, data: ClipDataModule, method: pl.LightningModule, run: Path, resume: Path | None
+    config: Config,
+    store: SliceStore,
+    data: ClipDataModule,
+    method: pl.LightningModule,
+    run: Path,
+    resume: Path | None,
+    show: Callable[[float], None],
 ) -> None:
     settings = config.trainer
     device = device_for(settings.accelerator)
@@ -113,13 +121,15 @@ def _fit(
         with atomic_path(run / FOLDER / LAST) as partial:
             torch.save({"cinevox": record, "state_dict": method.state_dict()}, partial)
         return
-    budget = Budget(settings.budget, settings.nan_limit)
+    budget = Budget(settings.budget, settings.nan_limit, show)
     checkpoints = Checkpoints(run, record, budget, every=settings.checkpoint_steps, keep_every=settings.keep_every)
     validation = Validation(store, config, run, budget, checkpoints)
     if resume is not None:
         # Also checks the file before Lightning opens it.
         budget.restore(load_checkpoint(resume)["progress"])
         say(f"Continuing at step {budget.step}, {duration(budget.seconds)} of training so far")
+        if budget.share >= 1:
+            return  # killed after its last step: another one would be beyond the budget
     # Lightning's hints on hardware and other products are noise in a job's log.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     loggers = _loggers(config, run, budget)
@@ -144,7 +154,12 @@ def _fit(
             # On a GPU the backward passes of warping and padding have no deterministic kernel: told, not fatal.
             deterministic="warn" if settings.deterministic else False,
         )
-        trainer.fit(method, datamodule=data, ckpt_path=resume, weights_only=True)
+        try:
+            trainer.fit(method, datamodule=data, ckpt_path=resume, weights_only=True)
+        except SystemExit:
+            # Lightning's way out of Ctrl-C.
+            if not trainer.interrupted:
+                raise
     if trainer.interrupted:
         raise KeyboardInterrupt
 

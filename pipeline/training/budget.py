@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,8 +18,8 @@ class Budget(pl.Callback):
     Lightning's ``global_step`` counts every optimiser's step, so it is not used. Time spent in validation counts.
     """
 
-    def __init__(self, settings: BudgetSettings, nan_limit: int) -> None:
-        self.settings, self.nan_limit = settings, nan_limit
+    def __init__(self, settings: BudgetSettings, nan_limit: int, show: Callable[[float], None]) -> None:
+        self.settings, self.nan_limit, self.show = settings, nan_limit, show
         self.step = 0
         self._used_before = 0.0
         self._started = time.monotonic()
@@ -65,6 +66,7 @@ class Budget(pl.Callback):
         self.step += 1
         trainer.datamodule.advance()  # type: ignore[attr-defined]
         self._tell(trainer, pl_module)
+        self.show(self.share)
         if int(getattr(pl_module, "skipped_in_a_row", 0)) >= self.nan_limit:
             raise TrainingError(
                 f"{self.nan_limit} steps in a row had a loss or gradient that is not finite",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,8 +180,11 @@ class Checkpoints(pl.Callback):
                 trainer.save_checkpoint(partial, weights_only=False)
 
     def _link(self, name: str) -> None:
-        # A hard link costs nothing; 'last' is replaced, never written into.
+        # A hard link costs nothing ('last' is replaced, never written into); some file systems have none.
         link = self.folder / f".partial.{name}"
         link.unlink(missing_ok=True)
-        os.link(self.folder / LAST, link)
+        try:
+            os.link(self.folder / LAST, link)
+        except OSError:
+            shutil.copyfile(self.folder / LAST, link)
         link.replace(self.folder / name)
