@@ -218,6 +218,31 @@ def test_killed_in_mid_epoch_and_resumed_the_weights_are_those_of_an_unbroken_ru
             assert all(torch.equal(state[n], other["state"][key][n]) for n in state)
 
 
+def test_a_run_killed_after_its_last_step_takes_no_further_one(finished, tiny_shards, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    record = json.loads((run / "stage.json").read_text())
+    (run / "stage.json").write_text(json.dumps({**record, "finished": False}))
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    assert main(arguments(tiny_shards, run, *REGRESSION, "trainer.budget.steps=6")) == 0
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert json.loads((run / "stage.json").read_text())["finished"]
+
+
+def test_an_interrupted_run_says_how_to_go_on(tiny_shards, tmp_path):
+    command = arguments(tiny_shards, tmp_path / "run", *REGRESSION, "trainer.budget.steps=100000")
+    running = _start([*command, "trainer.checkpoint_steps=1", "trainer.validations=1"])
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 200
+    while not last.exists() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    message = running.communicate(timeout=100)[1].decode()
+    assert running.returncode == 130, message
+    assert "the same command continues" in message
+    assert torch.load(last, weights_only=True)["progress"]["step"] >= 1
+
+
 def test_wandb_offline_holds_the_numbers_and_no_command_line(tiny_shards, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "Doe_John_19500101"
