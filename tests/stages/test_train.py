@@ -173,7 +173,12 @@ def test_identity_needs_no_training(tiny_shards, tmp_path):
 
 
 def _start(command: list[str]) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "pipeline", *command], stderr=subprocess.PIPE)
+    # A job in the background starts with Ctrl-C ignored, and so would its children.
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *command],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def test_killed_in_mid_epoch_and_resumed_the_weights_are_those_of_an_unbroken_run(tiny_shards, tmp_path):
@@ -237,7 +242,10 @@ def test_an_interrupted_run_says_how_to_go_on(tiny_shards, tmp_path):
     while not last.exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    message = running.communicate(timeout=100)[1].decode()
+    try:
+        message = running.communicate(timeout=100)[1].decode()
+    finally:
+        running.kill()
     assert running.returncode == 130, message
     assert "the same command continues" in message
     assert torch.load(last, weights_only=True)["progress"]["step"] >= 1
