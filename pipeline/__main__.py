@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb; return 0, 2 (the user's error) or 1 (ours)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # Threads that wait spin for a moment, then sleep: beside another busy process endless spinning
-    # made a step ten times slower, and no spinning at all doubled it on a quiet machine.
+    # made a step several times slower, and no spinning at all doubled it on a quiet machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     debug = "--debug" in arguments
     try:

@@ -17,7 +17,7 @@ def device_for(accelerator: str) -> torch.device:
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Whether bf16 products are computed in hardware; emulated ones were 150 times slower than fp32."""
+    """Whether bf16 products are computed in hardware; emulated ones were some 100 times slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -1,8 +1,5 @@
 """Every check finds the fault that it is for, and only that one."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from cohort_makers import ct, mr, settings, write_cohort
@@ -256,10 +253,8 @@ def test_mutual_information():
 
 
 @pytest.mark.real
-def test_real_volumes():
-    if "CINEVOX_DATA" not in os.environ:
-        pytest.skip("CINEVOX_DATA is not set")
-    root = Path(os.environ["CINEVOX_DATA"])
+def test_real_volumes(real_data):
+    root = real_data
     for name in ("cranium", "abdomen", "lung_crop"):
         check_hu(reorder(read_volume(root / "ct" / f"{name}.nii.gz")))
     for name in ("mr_ct/template_ct", "mr/brain_tcga_t1n", "mr/brain_met_t1c"):

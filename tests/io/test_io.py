@@ -2,7 +2,6 @@
 
 import gzip
 import itertools
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -270,10 +269,8 @@ def test_stem():
 
 
 @pytest.mark.real
-def test_real_volumes():
-    if "CINEVOX_DATA" not in os.environ:
-        pytest.skip("CINEVOX_DATA is not set")
-    root = Path(os.environ["CINEVOX_DATA"])
+def test_real_volumes(real_data):
+    root = real_data
     torso = read_volume(root / "ct" / "torso.nii.gz")
     assert torso.array.dtype == np.int16 and torso.array.min() == -3024
     assert read_volume(root / "ct" / "abdomen.nii.gz").array.dtype == np.int32

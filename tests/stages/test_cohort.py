@@ -174,10 +174,8 @@ def test_a_used_output_is_refused(tmp_path, root):
 
 
 @pytest.mark.real
-def test_real_volumes(tmp_path):
-    if "CINEVOX_DATA" not in os.environ:
-        pytest.skip("CINEVOX_DATA is not set")
-    place = Path(os.environ["CINEVOX_DATA"]) / "ct"
+def test_real_volumes(real_data, tmp_path):
+    place = real_data / "ct"
     cohort.run(folder(place, tmp_path / "out", "cohort.modality=ct", "cohort.exclude=[torso,head_neck]"))
     record = Cohort.load(tmp_path / "out")
     assert {case.case_id for case in record.cases} == {"abdomen", "cranium", "lung_crop"}
