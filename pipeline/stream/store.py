@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts import file_sha256
 from pipeline.errors import ArtifactError
 from pipeline.records import ShardCase, ShardIndex
-from pipeline.stream.codec import MASK, decode_into
+from pipeline.stream.codec import MASK
 from pipeline.stream.tar import TarShard, parts
 
 _SLICES_AT_ONCE = 64  # a whole film in one read would be in memory twice
@@ -56,13 +56,14 @@ class SliceStore:
         if misplaced or sorted(listed) != sorted(case.case_id for case in self.index.cases):
             raise ArtifactError("The index lists cases that its shards do not hold", value=folder)
         _allow_open_files(len(self.index.shards))
-        self._shards = [TarShard(folder, record, slices, len(self.parts)) for record in self.index.shards]
+        self._shards = [TarShard(folder, record, slices, self.parts) for record in self.index.shards]
 
     def read(self, case_id: str, start: int, count: int, out: dict[str, NDArray]) -> None:
         """Read slices into ``out[modality]`` (int16) and ``out['mask']`` (uint8), each (count, rows, columns).
 
         Raises:
             ArtifactError: The shards hold no such modality, or what they hold is damaged.
+            IndexError: Outside the film.
         """
         if unknown := set(out).difference(self.parts):
             raise ArtifactError(
@@ -70,14 +71,7 @@ class SliceStore:
                 allowed=", ".join(self.parts),
                 remedy="Choose one of these",
             )
-        case = self.cases[case_id]
-        shard = self._shards[case.shard]
-        members = shard.read(case_id, start, count)
-        for k in range(count):
-            for p, part in enumerate(self.parts):
-                if part in out:
-                    where = f"Slice {start + k} ('{part}') of case '{case_id}' in shard '{shard.name}'"
-                    decode_into(members[k * len(self.parts) + p], out[part][k], where)
+        self._shards[self.cases[case_id].shard].read_into(case_id, start, count, out)
 
     def film(self, case_id: str, *names: str) -> dict[str, NDArray]:
         """Read a whole film: ``names`` are modalities or 'mask'; stored values, (slices, rows, columns)."""

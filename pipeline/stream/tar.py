@@ -9,7 +9,7 @@ import io
 import os
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts import atomic_path, file_sha256
 from pipeline.errors import ArtifactError
 from pipeline.records import ShardFile
-from pipeline.stream.codec import EXTENSION, MASK, checksum, encode
+from pipeline.stream.codec import EXTENSION, MASK, checksum, decode_into, encode
 
 TABLE = np.dtype(
     [("case", "<u2"), ("slice", "<u4"), ("part", "u1"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")]
@@ -74,7 +74,7 @@ def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str) -> S
 class TarShard:
     """Random access to one shard: reads clips by offset; the same object serves several threads."""
 
-    def __init__(self, folder: Path, record: ShardFile, slices: dict[str, int], parts_per_slice: int) -> None:
+    def __init__(self, folder: Path, record: ShardFile, slices: dict[str, int], parts: Sequence[str]) -> None:
         """Open a shard and check it against its record.
 
         Raises:
@@ -96,29 +96,37 @@ class TarShard:
         if file_sha256(table_path) != record.table_sha256:
             raise ArtifactError(f"The table of shard '{path.name}' does not match the index", remedy=_REMEDY)
         table = np.load(table_path, allow_pickle=False)
-        expected = sum(slices[case] for case in record.cases) * parts_per_slice
+        expected = sum(slices[case] for case in record.cases) * len(parts)
         if table.dtype != TABLE or len(table) != record.members or record.members != expected:
             raise ArtifactError(
                 f"Shard '{path.name}' lacks members: its cases need {expected}", value=len(table), remedy=_REMEDY
             )
         self._table = table
-        self._parts = parts_per_slice
-        starts = np.cumsum([0, *(slices[case] * parts_per_slice for case in record.cases)])
+        self._parts = list(parts)
+        starts = np.cumsum([0, *(slices[case] * len(parts) for case in record.cases)])
         self._first = dict(zip(record.cases, (int(s) for s in starts[:-1]), strict=True))
         self._slices = {case: slices[case] for case in record.cases}
         self._file = os.open(path, os.O_RDONLY)
 
-    def read(self, case_id: str, start: int, count: int) -> list[memoryview]:
-        """Read ``count`` slices from ``start`` in one go: members in order, each with header and payload.
+    def read_into(self, case_id: str, start: int, count: int, out: dict[str, NDArray]) -> None:
+        """Decode ``count`` slices from ``start`` into ``out[part]``, each (count, rows, columns), in one read.
 
         Raises:
             IndexError: Outside the film.
             ArtifactError: A read failed or came back short, or a member is not the one that the table speaks of.
         """
+        members = iter(self._members(case_id, start, count))
+        for k in range(count):
+            for part, member in zip(self._parts, members, strict=False):
+                if part in out:
+                    where = f"Slice {start + k} ('{part}') of case '{case_id}' in shard '{self.name}'"
+                    decode_into(member, out[part][k], where)
+
+    def _members(self, case_id: str, start: int, count: int) -> list[memoryview]:
         if start < 0 or count < 1 or start + count > self._slices[case_id]:
             raise IndexError(f"slices {start} to {start + count - 1} of a film of {self._slices[case_id]}")
-        first = self._first[case_id] + start * self._parts
-        rows = self._table[first : first + count * self._parts]
+        first = self._first[case_id] + start * len(self._parts)
+        rows = self._table[first : first + count * len(self._parts)]
         begin = int(rows["offset"][0])
         length = int(rows["offset"][-1]) + int(rows["size"][-1]) - begin
         view = memoryview(self._pread(length, begin))
