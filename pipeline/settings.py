@@ -141,7 +141,8 @@ class StreamSettings(Section):
     clip_limit: Count
     clip_stride: Count  # distance between the first slices of two clips
     clips_per_epoch: Annotated[int, Field(ge=0)]  # 0: every clip once
-    global_batch: Count  # clips per optimiser step
+    global_batch: Count  # clips per optimiser step, over all ranks
+    accumulate: Count  # micro-batches per optimiser step: global_batch = ranks x micro-batch x accumulate
     augment: AugmentSettings
     threads: Count
     prefetch: Count
@@ -151,6 +152,12 @@ class StreamSettings(Section):
         for modality, (low, high) in self.window.items():
             if not low < high:
                 raise ValueError(f"the window of '{modality}' is inverted or empty: [{low:g}, {high:g}]")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.global_batch % self.accumulate:
+            raise ValueError(f"global_batch {self.global_batch} is no multiple of accumulate {self.accumulate}")
         return self
 
 

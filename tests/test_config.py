@@ -35,6 +35,7 @@ REFUSED = {
     "no budget": ("trainer.budget.minutes=0", "trainer.budget needs steps or minutes"),
     "same modality": ("source=ct", "Source and target are the same modality. Found: ct"),
     "clips above their limit": ("stream.clip_limit=2", "stream.clip_limit is below stream.clip_length"),
+    "accumulation": ("stream.accumulate=2", "global_batch 1 is no multiple of accumulate 2"),
     "interpolation": ("label=${oc.env:HOME}", "Interpolations are not taken from the command line"),
     "escaped interpolation": (r"label='\${oc.env:HOME}'", "Interpolations are not taken"),
     "sweep": ("seed=1,2", "seed=1,2"),

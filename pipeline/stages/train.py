@@ -54,7 +54,7 @@ _FREE = {
     "report",
 }
 _FREE_TRAINER = {"resume", "force", "panels", "allow_packages", "keep_every", "checkpoint_steps"}
-_FREE_STREAM = {"threads", "prefetch"}
+_FREE_STREAM = {"threads", "prefetch", "accumulate"}
 
 
 def run(config: Config) -> None:

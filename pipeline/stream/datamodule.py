@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,16 +11,19 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.progress import say
 from pipeline.settings import Config, StreamSettings
 from pipeline.stream.loader import ClipLoader
-from pipeline.stream.sampler import ClipSequence, clip_sequence
+from pipeline.stream.sampler import ClipSequence, clip_sequence, micro_batch
 from pipeline.stream.store import SliceStore
 
 
 @dataclass
 class Position:
-    """Where the sample sequence stands: ``batch`` is the next micro-batch of ``epoch``."""
+    """Where the sample sequence stands: ``sample`` is the next one of ``epoch``, over all ranks.
+
+    ``clip_length`` is that of the epoch, 0 before it begins. Nothing here depends on ranks or accumulation.
+    """
 
     epoch: int = 0
-    batch: int = 0
+    sample: int = 0
     clip_length: int = 0
 
 
@@ -68,36 +71,41 @@ class ClipDataModule(pl.LightningDataModule):
             self._sequence(0, length)  # an epoch that would be empty is found now, not hours later
 
     def train_dataloader(self) -> ClipLoader:
-        """Return the loader for what is left of the current epoch."""
-        config, position = self.config, self.position
-        if position.batch == 0:
-            position.clip_length = self._clip_length(self.budget_share)
-        sequence = self._sequence(position.epoch, position.clip_length)
+        """Return the loader for what is left of the current epoch.
+
+        Raises:
+            ConfigError: The global batch cannot be divided among the trainer's ranks.
+        """
+        config, trainer, stream = self.config, self.trainer, self.config.stream
+        ranks = trainer.world_size if trainer else 1
+        batch = micro_batch(stream.global_batch, ranks=ranks, accumulate=stream.accumulate)
+        sequence = self._current()
         if sequence.short_cases != self._told:
             self._told = sequence.short_cases
             if self._told:
                 say(f"{len(self._told)} case(s) shorter than {sequence.clip_length} slices are skipped in this epoch")
-        trainer = self.trainer
-        ranks = trainer.world_size if trainer else 1
-        if config.stream.global_batch % ranks:
-            raise ConfigError(
-                "stream.global_batch cannot be divided among the ranks",
-                value=config.stream.global_batch,
-                allowed=f"a multiple of {ranks}",
-            )
         self.loader = ClipLoader(
             self.store,
             sequence,
-            config.stream,
+            stream,
             source=config.source,
             target=config.target,
-            batch=config.stream.global_batch // ranks,
+            batch=batch,
             rank=trainer.global_rank if trainer else 0,
             ranks=ranks,
             seed=config.seed,
-            first_batch=position.batch,
+            first_sample=self.position.sample,
         )
         return self.loader
+
+    def _current(self) -> ClipSequence:
+        if not self.position.clip_length:
+            self.position.clip_length = self._clip_length(self.budget_share)
+        sequence = self._sequence(self.position.epoch, self.position.clip_length)
+        if self.position.sample < len(sequence):
+            return sequence
+        self.position = Position(self.position.epoch + 1)  # resumed with shorter epochs (trainer.force)
+        return self._current()
 
     def _clip_length(self, share: float) -> int:
         return min(clip_length_at(self.config.stream, share), self._longest)
@@ -123,16 +131,24 @@ class ClipDataModule(pl.LightningDataModule):
         return sequence
 
     def advance(self) -> None:
-        """Note that one more micro-batch was trained on."""
+        """Note that all ranks trained on one more micro-batch."""
         assert self.loader is not None
-        self.position.batch += 1
-        if self.position.batch >= self.loader.batches:
-            self.position = Position(self.position.epoch + 1, 0, 0)
+        self.position.sample += self.loader.samples_per_step
+        if self.position.sample >= len(self.loader.sequence):
+            self.position = Position(self.position.epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position as plain numbers."""
-        return asdict(self.position)
+        """Return the position after the last whole optimiser step as plain numbers.
+
+        Gradients that are still being accumulated are not kept, so their samples come again after a resume.
+        """
+        return asdict(self._whole(self.position))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a stored position."""
-        self.position = Position(**state_dict)
+        """Continue from a stored position, on any number of ranks and with any accumulation."""
+        # The global batch may be another one too (trainer.force).
+        self.position = self._whole(Position(**state_dict))
+
+    def _whole(self, position: Position) -> Position:
+        batch = self.config.stream.global_batch
+        return replace(position, sample=position.sample // batch * batch)

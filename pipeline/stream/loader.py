@@ -34,7 +34,7 @@ class _Slot:
 
 
 class ClipLoader:
-    """Iterates over one epoch's batches of this rank, from ``first_batch`` on.
+    """Iterates over one epoch's batches of this rank, from ``first_sample`` (of all ranks) on.
 
     ``len()`` is what is left of the epoch: Lightning prefetches from loaders without a length, which would
     overwrite a buffer that is in use. ``wait_seconds`` sums the time in which the training waited for data.
@@ -49,19 +49,20 @@ class ClipLoader:
         source: str,
         target: str,
         batch: int,
-        accumulate: int = 1,
         rank: int = 0,
         ranks: int = 1,
         seed: int = 0,
-        first_batch: int = 0,
+        first_sample: int = 0,
         augment: bool = True,
     ) -> None:
         self.store, self.sequence, self.settings = store, sequence, settings
         self.source, self.target, self.seed = source, target, seed
-        self.batch, self.accumulate, self.rank, self.ranks = batch, accumulate, rank, ranks
+        self.batch, self.rank, self.ranks = batch, rank, ranks
         self.augment = augment
-        self.first_batch = first_batch
-        self.batches = len(sequence) // (ranks * batch)
+        self.first_sample = first_sample
+        left = max(0, len(sequence) - first_sample)
+        if left % self.samples_per_step:
+            raise ValueError(f"{left} samples are no whole number of steps of {ranks} x {batch}")
         self.wait_seconds = 0.0
         shape = (batch, sequence.clip_length, *store.index.size)
         self._slots = [self._slot(shape) for _ in range(settings.prefetch + 1)]
@@ -72,18 +73,23 @@ class ClipLoader:
         stored[MASK] = np.zeros(shape, np.uint8)
         return _Slot(frames, stored)
 
+    @property
+    def samples_per_step(self) -> int:
+        """Samples that all ranks read together at each step."""
+        return self.ranks * self.batch
+
     def __len__(self) -> int:
-        return max(0, self.batches - self.first_batch)
+        return max(0, len(self.sequence) - self.first_sample) // self.samples_per_step
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         slots = self._slots
         with ThreadPoolExecutor(self.settings.threads, thread_name_prefix="reader") as pool:
             for ahead in range(min(len(slots) - 1, len(self))):
-                self._submit(pool, slots[(self.first_batch + ahead) % len(slots)], self.first_batch + ahead)
-            for step in range(self.first_batch, self.batches):
+                self._submit(pool, slots[ahead], ahead)
+            for step in range(len(self)):
                 # The slot that is filled now held the batch before this one: its user has moved on.
                 ahead = step + len(slots) - 1
-                if ahead < self.batches:
+                if ahead < len(self):
                     self._submit(pool, slots[ahead % len(slots)], ahead)
                 slot = slots[step % len(slots)]
                 start = time.perf_counter()
@@ -93,8 +99,8 @@ class ClipLoader:
                 yield self._collate(slot, step)
 
     def _indices(self, step: int) -> NDArray[np.int64]:
-        share = {"rank": self.rank, "ranks": self.ranks, "batch": self.batch, "accumulate": self.accumulate}
-        return rank_share(step, **share, global_batch=self.ranks * self.batch * self.accumulate)
+        sample = self.first_sample + step * self.samples_per_step
+        return rank_share(sample, rank=self.rank, ranks=self.ranks, batch=self.batch)
 
     def _submit(self, pool: ThreadPoolExecutor, slot: _Slot, step: int) -> None:
         slot.pending = [pool.submit(self._read, slot, b, int(i)) for b, i in enumerate(self._indices(step))]

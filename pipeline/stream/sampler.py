@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import ConfigError
+
 
 def random_for(seed: int, *key: int | str) -> np.random.Generator:
     """Return a generator that depends on nothing but its arguments."""
@@ -87,12 +89,28 @@ def clip_sequence(
     )
 
 
-def rank_share(
-    step: int, *, rank: int, ranks: int, batch: int, accumulate: int, global_batch: int
-) -> NDArray[np.int64]:
-    """Return which samples of the sequence a rank reads at its ``step``-th batch (steps count micro-batches)."""
-    if ranks * batch * accumulate != global_batch:
-        raise ValueError(f"{ranks} x {batch} x {accumulate} is not the global batch {global_batch}")
-    whole, micro = divmod(step, accumulate)
-    first = whole * global_batch + micro * ranks * batch + rank * batch
+def micro_batch(global_batch: int, *, ranks: int, accumulate: int) -> int:
+    """Return the clips that one rank reads at a time: global batch = ranks x micro-batch x accumulation.
+
+    Raises:
+        ConfigError: The global batch cannot be divided so.
+    """
+    if global_batch % (ranks * accumulate):
+        fitting = [n for n in range(1, global_batch + 1) if global_batch % (ranks * n) == 0]
+        raise ConfigError(
+            "stream.global_batch cannot be divided among the ranks and stream.accumulate",
+            value=f"{global_batch} clips, {ranks} rank(s), accumulate {accumulate}",
+            allowed=f"a multiple of {ranks * accumulate}"
+            + (f", or stream.accumulate {', '.join(map(str, fitting))}" if fitting else ""),
+        )
+    return global_batch // (ranks * accumulate)
+
+
+def rank_share(sample: int, *, rank: int, ranks: int, batch: int) -> NDArray[np.int64]:
+    """Return which samples a rank reads of the micro-batch that begins with ``sample`` of the sequence.
+
+    A micro-batch over all ranks is a stretch of the sequence, so that any number of ranks, with any accumulation,
+    walks along the same order, and every rank takes as many steps as the others.
+    """
+    first = sample + rank * batch
     return np.arange(first, first + batch)

@@ -205,7 +205,7 @@ def test_killed_in_mid_epoch_and_resumed_the_weights_are_those_of_an_unbroken_ru
     unbroken.communicate()
     at = torch.load(last, weights_only=True)
     assert 0 < at["progress"]["step"] < 8
-    assert at["ClipDataModule"]["batch"] > 0  # in mid-epoch
+    assert at["ClipDataModule"]["sample"] > 0  # in mid-epoch
     resumed = _start(arguments(tiny_shards, broken, *extra, "trainer.resume=true"))
     message = resumed.communicate(timeout=300)[1].decode()
     assert resumed.returncode == 0, message

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from makers import configuration, film, write_shards
 
 from pipeline.errors import ConfigError, DataError
@@ -16,6 +18,12 @@ SHORT = ("stream.clip_length=3", "stream.clip_growth=1", "stream.global_batch=2"
 def store(tmp_path_factory):
     folder = write_shards(tmp_path_factory.mktemp("shards"), FILMS, splits={"c": "test"})
     with SliceStore(folder) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def long_store(tmp_path_factory):
+    with SliceStore(write_shards(tmp_path_factory.mktemp("long"), [film("a", 16), film("b", 10)])) as opened:
         yield opened
 
 
@@ -55,12 +63,12 @@ def test_a_run_resumed_from_its_state_goes_on_with_exactly_the_next_sample(store
     assert same([*head, *train(second, 13 - stop)], whole)
 
 
-def test_the_position_counts_batches_and_epochs(store):
+def test_the_position_counts_samples_and_epochs(store):
     data = module(store)
     train(data, 7)
-    assert data.position == Position(epoch=1, batch=2, clip_length=3)
+    assert data.position == Position(epoch=1, sample=4, clip_length=3)
     train(data, 3)
-    assert data.position == Position(epoch=2, batch=0, clip_length=0)
+    assert data.position == Position(epoch=2, sample=0, clip_length=0)
 
 
 def test_the_clip_length_doubles_at_equal_parts_of_the_budget():
@@ -126,10 +134,80 @@ def test_shards_without_a_training_case_are_refused(tmp_path):
 
 
 class FakeTrainer:
-    global_rank = 0
+    def __init__(self, world_size, global_rank=0):
+        self.world_size, self.global_rank = world_size, global_rank
 
-    def __init__(self, world_size):
-        self.world_size = world_size
+
+DIVISIONS = [(ranks, accumulate) for ranks in (1, 2, 4) for accumulate in (1, 2)]
+GROWING = ("stream.clip_length=2", "stream.clip_growth=2", "stream.global_batch=8", "stream.clips_per_epoch=21")
+PLAIN_STREAM = ("stream.threads=1", "stream.prefetch=1")
+
+
+def every_rank(store, ranks, accumulate, *, state=None, share=0.0):
+    """One datamodule per rank, as the processes of a distributed run hold them."""
+    modules = []
+    for rank in range(ranks):
+        data = module(store, *GROWING, *PLAIN_STREAM, f"stream.accumulate={accumulate}")
+        data.trainer, data.budget_share = FakeTrainer(ranks, rank), share
+        if state is not None:
+            data.load_state_dict(dict(state))
+        modules.append(data)
+    return modules
+
+
+def walk(modules, steps):
+    """Take optimiser steps on all ranks at once; returns (epoch, sample, case, first slice) in the global order."""
+    accumulate = modules[0].config.stream.accumulate
+    seen, micro = [], 0
+    while micro < steps * accumulate:
+        loaders = [data.train_dataloader() for data in modules]
+        assert len({len(loader) for loader in loaders}) == 1  # no rank waits for another one
+        for batches in zip(*loaders, strict=True):
+            epoch = loaders[0].sequence.epoch
+            for batch in batches:
+                samples = batch["sample_index"].tolist(), batch["case_id"], batch["slice_index"][:, 0].tolist()
+                seen += [(epoch, *sample) for sample in zip(*samples, strict=True)]
+            for data in modules:
+                data.advance()
+            micro += 1
+            if micro == steps * accumulate:
+                break
+    return seen
+
+
+def test_the_sequence_of_samples_is_the_same_whatever_the_ranks_and_the_accumulation(long_store):
+    orders = [walk(every_rank(long_store, *division), 5) for division in DIVISIONS]
+    assert len(orders[0]) == 40
+    assert all(order == orders[0] for order in orders)
+    assert [sample[1] for sample in orders[0]] == [*range(16), *range(16), *range(8)]
+
+
+@given(st.sampled_from(DIVISIONS), st.sampled_from(DIVISIONS), st.integers(0, 4), st.sampled_from([0.0, 0.9]))
+@settings(max_examples=25, deadline=None)
+def test_a_run_goes_on_exactly_on_another_number_of_ranks(long_store, before, after, stop, share):
+    whole = walk(every_rank(long_store, 1, 1, share=share), 5)
+    first = every_rank(long_store, *before, share=share)
+    head = walk(first, stop)
+    states = [data.state_dict() for data in first]
+    assert all(state == states[0] for state in states)
+    assert [*head, *walk(every_rank(long_store, *after, state=states[0], share=share), 5 - stop)] == whole
+
+
+def test_half_an_optimiser_step_is_taken_again(store):
+    """Its gradients are lost with the process."""
+    [data] = every_rank(store, 1, 2)
+    next(iter(data.train_dataloader()))
+    data.advance()
+    assert data.position.sample == 4
+    assert data.state_dict()["sample"] == 0
+
+
+def test_a_position_beyond_a_shortened_epoch_is_the_next_epoch(store):
+    data = module(store, *SHORT)
+    data.load_state_dict({"epoch": 2, "sample": 99, "clip_length": 3})
+    assert data.train_dataloader().sequence.epoch == 3
+    data.load_state_dict({"epoch": 2, "sample": 5, "clip_length": 3})
+    assert data.train_dataloader().first_sample == 4
 
 
 def test_a_global_batch_that_the_ranks_cannot_divide_is_refused(store):
@@ -137,5 +215,8 @@ def test_a_global_batch_that_the_ranks_cannot_divide_is_refused(store):
     data.trainer = FakeTrainer(2)
     assert data.train_dataloader().batch == 1
     data.trainer = FakeTrainer(3)
-    with pytest.raises(ConfigError, match=r"cannot be divided among the ranks. Found: 2. Allowed: a multiple of 3"):
+    with pytest.raises(
+        ConfigError,
+        match=r"divided among the ranks .* Found: 2 clips, 3 rank\(s\), accumulate 1. Allowed: a multiple of 3",
+    ):
         data.train_dataloader()

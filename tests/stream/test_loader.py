@@ -34,13 +34,13 @@ def stream(**changes):
     return type(settings).model_validate({**plain, **changes})
 
 
-def loader(store, settings=None, *, batch=2, ranks=1, rank=0, accumulate=1, first_batch=0, length=3, epoch=0, **more):
+def loader(store, settings=None, *, batch=2, ranks=1, rank=0, accumulate=1, first_sample=0, length=3, epoch=0, **more):
     slices = {case.case_id: case.slices for case in store.index.cases}
     whole = batch * ranks * accumulate
     sequence = clip_sequence(slices, seed=5, epoch=epoch, clip_length=length, global_batch=whole)
     return ClipLoader(
-        store, sequence, settings or stream(), source="cbct", target="ct", batch=batch, accumulate=accumulate,
-        rank=rank, ranks=ranks, seed=5, first_batch=first_batch, **more,
+        store, sequence, settings or stream(), source="cbct", target="ct", batch=batch,
+        rank=rank, ranks=ranks, seed=5, first_sample=first_sample, **more,
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def clip(case_id, start, length, part):
 def test_batches_hold_what_direct_computation_gives(store):
     source = loader(store)
     batches = everything(source)
-    assert len(batches) == len(source) == source.batches == 10
+    assert len(batches) == len(source) == 10
     seen = []
     for batch in batches:
         assert batch["source"].shape == batch["target"].shape == batch["mask"].shape == (2, 3, 1, 6, 8)
@@ -138,15 +138,15 @@ def test_without_augmentation_there_is_none(store):
     assert same(copy(one), copy(next(iter(loader(store)))))
 
 
-@pytest.mark.parametrize("first_batch", [0, 1, 2, 5, 9, 10, 12])
-def test_from_any_batch_on_exactly_the_remainder_follows(store, first_batch):
+@pytest.mark.parametrize("first", [0, 1, 2, 5, 9, 10, 12])
+def test_from_any_batch_on_exactly_the_remainder_follows(store, first):
     settings = stream(augment={**STILL, "flip": 0.5, "shift_pixels": 2.0})
     whole = everything(loader(store, settings))
-    rest = loader(store, settings, first_batch=first_batch)
-    assert len(rest) == max(0, 10 - first_batch)
+    rest = loader(store, settings, first_sample=2 * first)
+    assert len(rest) == max(0, 10 - first)
     got = everything(rest)
-    assert len(got) == len(whole[first_batch:])
-    assert all(same(one, other) for one, other in zip(got, whole[first_batch:], strict=True))
+    assert len(got) == len(whole[first:])
+    assert all(same(one, other) for one, other in zip(got, whole[first:], strict=True))
 
 
 @pytest.mark.parametrize(("threads", "prefetch"), [(1, 1), (1, 4), (8, 1), (4, 30)])
@@ -221,4 +221,9 @@ def test_the_time_spent_waiting_for_data_is_counted(store, monkeypatch):
 
 
 def test_an_epoch_with_nothing_left_yields_nothing(store):
-    assert everything(loader(store, first_batch=99)) == []
+    assert everything(loader(store, first_sample=99)) == []
+
+
+def test_a_remainder_that_the_ranks_cannot_share_evenly_is_refused(store):
+    with pytest.raises(ValueError, match="19 samples are no whole number of steps of 1 x 2"):
+        loader(store, first_sample=1)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.stream.sampler import clip_sequence, random_for, rank_share
+from pipeline.errors import ConfigError
+from pipeline.stream.sampler import clip_sequence, micro_batch, random_for, rank_share
 
 FILMS = {"c": 7, "a": 12, "b": 3}
 OPTIONS = {"seed": 3, "epoch": 0, "clip_length": 4, "global_batch": 1}
@@ -78,23 +79,27 @@ def test_fewer_clips_than_a_batch_are_an_empty_epoch_and_all_are_dropped():
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_the_ranks_divide_every_global_batch_exactly(ranks, accumulate, batch):
+def test_the_ranks_divide_every_global_batch_exactly_and_in_order(ranks, accumulate, batch):
     whole = ranks * accumulate * batch
-    division = {"ranks": ranks, "batch": batch, "accumulate": accumulate, "global_batch": whole}
-    for optimiser_step in range(3):
-        shares = [
-            rank_share(optimiser_step * accumulate + micro, rank=rank, **division)
-            for micro in range(accumulate)
-            for rank in range(ranks)
-        ]
-        assert all(len(share) == batch for share in shares)
-        first = optimiser_step * whole
-        assert sorted(np.concatenate(shares).tolist()) == list(range(first, first + whole))
+    assert micro_batch(whole, ranks=ranks, accumulate=accumulate) == batch
+    shares = [
+        rank_share(sample, rank=rank, ranks=ranks, batch=batch)
+        for sample in range(0, 3 * whole, ranks * batch)
+        for rank in range(ranks)
+    ]
+    assert all(len(share) == batch for share in shares)
+    assert np.concatenate(shares).tolist() == list(range(3 * whole))
 
 
-def test_a_division_that_is_not_the_global_batch_is_refused():
-    with pytest.raises(ValueError, match="2 x 2 x 1 is not the global batch 6"):
-        rank_share(0, rank=0, ranks=2, batch=2, accumulate=1, global_batch=6)
+@pytest.mark.parametrize(
+    ("ranks", "accumulate", "allowed"),
+    [(4, 2, "a multiple of 8, or stream.accumulate 1, 3"), (5, 1, "a multiple of 5."), (1, 5, "1, 2, 3, 4, 6, 12")],
+)
+def test_a_division_that_is_not_the_global_batch_is_refused_with_those_that_are(ranks, accumulate, allowed):
+    with pytest.raises(ConfigError) as caught:
+        micro_batch(12, ranks=ranks, accumulate=accumulate)
+    assert f"Found: 12 clips, {ranks} rank(s), accumulate {accumulate}. " in str(caught.value)
+    assert allowed in str(caught.value)
 
 
 def test_random_numbers_depend_on_the_key_alone():
