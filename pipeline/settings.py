@@ -135,6 +135,7 @@ class StreamSettings(Section):
     """What a training reads from shards, and how intensities are normalised."""
 
     window: dict[str, tuple[float, float]]  # physical values mapped to [-1, 1] and clipped
+    pairing: Literal["paired", "unpaired"]  # unpaired: targets in an order of their own, from any case that has them
     outside_mask: Literal["lowest", "keep"]  # what lies outside the mask
     clip_length: Count
     clip_growth: Count  # number of stages over the budget; the clip length doubles at each; 1: constant

@@ -12,6 +12,8 @@ from pipeline.models.translator import Batch, Translator
 class Identity(Translator):
     """Learns nothing and returns the source."""
 
+    pairings = ("paired", "unpaired")
+
     def training_step(self, batch: Batch, step: int) -> None:
         """Learn nothing."""
 

@@ -76,6 +76,8 @@ class Translator(LightningModule):
     such steps since the last good one.
     """
 
+    pairings: tuple[str, ...] = ("paired",)  # values of stream.pairing that the method learns from
+
     def __init__(self) -> None:
         super().__init__()
         # Alternating optimisers, one guard for all of them, and a schedule over the budget: all by hand.
@@ -127,6 +129,15 @@ class Translator(LightningModule):
         Raises:
             ConfigError: A term of the loss would need more frames.
         """
+
+    def check_pairing(self, pairing: str) -> None:
+        """Refuse batches whose targets are of other patients, unless the method can learn from them."""
+        if pairing not in self.pairings:
+            raise ConfigError(
+                f"{type(self).__name__} does not learn from such batches",
+                value=f"stream.pairing={pairing}",
+                allowed=", ".join(self.pairings),
+            )
 
     # ---- averaged weights -------------------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ def run(config: Config) -> None:
         data = ClipDataModule(store, config)
         pl.seed_everything(config.seed, verbose=False)
         method = build(config.model.module, config.trainer.allow_packages)
+        method.check_pairing(config.stream.pairing)
         longest = max(clip_length_at(config.stream, share) for share in (0.0, 1.0))
         method.check_stream(config.stream.clip_length, longest)
         size = sum(p.numel() for p in method.parameters())

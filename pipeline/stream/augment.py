@@ -15,8 +15,16 @@ cv2.setNumThreads(0)  # the reader has threads of its own
 class Augmentation:
     """The draw for one sample; applied to every frame of a clip alike, so that a film stays a film."""
 
-    def __init__(self, settings: AugmentSettings, size: tuple[int, int], seed: int, epoch: int, index: int) -> None:
-        draw = random_for(seed, "augment", epoch, index)
+    def __init__(
+        self,
+        settings: AugmentSettings,
+        size: tuple[int, int],
+        seed: int,
+        epoch: int,
+        index: int,
+        stream: str = "augment",
+    ) -> None:
+        draw = random_for(seed, stream, epoch, index)
         self.flip = bool(draw.random() < settings.flip)
         angle = draw.uniform(-1, 1) * settings.rotate_degrees
         scale = 1 + draw.uniform(-1, 1) * settings.scale

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.progress import say
 from pipeline.settings import Config, StreamSettings
 from pipeline.stream.loader import ClipLoader
-from pipeline.stream.sampler import ClipSequence, clip_sequence, micro_batch
+from pipeline.stream.sampler import ClipSequence, clip_sequence, micro_batch, unpaired_targets
 from pipeline.stream.store import SliceStore
 
 
@@ -41,7 +41,7 @@ class ClipDataModule(pl.LightningDataModule):
 
         Raises:
             ConfigError: A modality that the shards do not hold, or clips longer than every film.
-            DataError: No training case.
+            DataError: No training case, or one without its pair where pairs are wanted.
         """
         super().__init__()
         self.store, self.config, self.position = store, config, Position()
@@ -54,10 +54,14 @@ class ClipDataModule(pl.LightningDataModule):
                 )
             if store.index.modalities[modality].unit == "HU" and modality not in config.stream.window:
                 raise ConfigError(f"stream.window has no window for '{modality}', which is in HU")
-        self.slices = {case.case_id: case.slices for case in store.index.select("train")}
-        if not self.slices:
-            raise DataError("The shards hold no training case", remedy="Change cohort.split and run again from there")
-        longest = max(self.slices.values())
+        self.slices, self.target_slices = self._films(config.source), self._films(config.target)
+        if config.stream.pairing == "paired" and (lacking := sorted(self.slices.keys() ^ self.target_slices.keys())):
+            raise DataError(
+                f"{len(lacking)} of the training cases have only one of '{config.source}' and '{config.target}': "
+                + ", ".join(lacking[:10]),
+                remedy="Leave them out with cohort.exclude, or set stream.pairing=unpaired",
+            )
+        longest = min(max(self.slices.values()), max(self.target_slices.values()))
         if config.stream.clip_length > longest:
             raise ConfigError(
                 "stream.clip_length is longer than every training film",
@@ -80,8 +84,10 @@ class ClipDataModule(pl.LightningDataModule):
         ranks = trainer.world_size if trainer else 1
         batch = micro_batch(stream.global_batch, ranks=ranks, accumulate=stream.accumulate)
         sequence = self._current()
-        if sequence.short_cases != self._told:
-            self._told = sequence.short_cases
+        targets = self._targets(sequence)
+        short = tuple(sorted({*sequence.short_cases, *(targets.short_cases if targets else ())}))
+        if short != self._told:
+            self._told = short
             if self._told:
                 say(f"{len(self._told)} case(s) shorter than {sequence.clip_length} slices are skipped in this epoch")
         self.loader = ClipLoader(
@@ -95,6 +101,7 @@ class ClipDataModule(pl.LightningDataModule):
             ranks=ranks,
             seed=config.seed,
             first_sample=self.position.sample,
+            targets=targets,
         )
         return self.loader
 
@@ -106,6 +113,17 @@ class ClipDataModule(pl.LightningDataModule):
             return sequence
         self.position = Position(self.position.epoch + 1)  # resumed with shorter epochs (trainer.force)
         return self._current()
+
+    def _films(self, modality: str) -> dict[str, int]:
+        """Return slices of the training cases that have the modality."""
+        training = self.store.index.select("train")
+        films = {case.case_id: case.slices for case in training if modality in case.source_grids}
+        if not films:
+            raise DataError(
+                "The shards hold no training case" + (f" with '{modality}'" if training else ""),
+                remedy="Change cohort.split and run again from there",
+            )
+        return films
 
     def _clip_length(self, share: float) -> int:
         return min(clip_length_at(self.config.stream, share), self._longest)
@@ -129,6 +147,12 @@ class ClipDataModule(pl.LightningDataModule):
                 remedy="Set a smaller stream.global_batch, or a smaller stream.clip_limit",
             )
         return sequence
+
+    def _targets(self, sequence: ClipSequence) -> ClipSequence | None:
+        if self.config.stream.pairing == "paired":
+            return None
+        stride = self.config.stream.clip_stride
+        return unpaired_targets(self.target_slices, sequence, seed=self.config.seed, stride=stride)
 
     def advance(self) -> None:
         """Note that all ranks trained on one more micro-batch."""

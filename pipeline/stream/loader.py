@@ -24,9 +24,19 @@ from pipeline.stream.sampler import ClipSequence, rank_share
 from pipeline.stream.store import SliceStore
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What a sample takes from one case: ``frames`` says which modality becomes 'source' or 'target'."""
+
+    sequence: ClipSequence
+    frames: dict[str, str]
+    mask: str  # its name in the batch
+    stream: str  # of its augmentation's draws
+
+
 @dataclass
 class _Slot:
-    """One batch's memory: float frames that the training sees, and stored integers to decode into."""
+    """One batch's memory by name: float frames that the training sees, and stored integers to decode into."""
 
     frames: dict[str, NDArray[np.float32]]
     stored: dict[str, NDArray]
@@ -54,7 +64,9 @@ class ClipLoader:
         seed: int = 0,
         first_sample: int = 0,
         augment: bool = True,
+        targets: ClipSequence | None = None,
     ) -> None:
+        """Read ``sequence``, with the targets of the same clips, or unpaired ones from ``targets``."""
         self.store, self.sequence, self.settings = store, sequence, settings
         self.source, self.target, self.seed = source, target, seed
         self.batch, self.rank, self.ranks = batch, rank, ranks
@@ -64,14 +76,23 @@ class ClipLoader:
         if left % self.samples_per_step:
             raise ValueError(f"{left} samples are no whole number of steps of {ranks} x {batch}")
         self.wait_seconds = 0.0
+        self.targets = targets
+        if targets is None:
+            self._reads = [_Read(sequence, {"source": source, "target": target}, "mask", "augment")]
+        else:
+            self._reads = [
+                _Read(sequence, {"source": source}, "mask", "augment"),
+                _Read(targets, {"target": target}, "target_mask", "augment_target"),
+            ]
         shape = (batch, sequence.clip_length, *store.index.size)
         self._slots = [self._slot(shape) for _ in range(settings.prefetch + 1)]
 
     def _slot(self, shape: tuple[int, ...]) -> _Slot:
-        frames = {name: np.zeros(shape, np.float32) for name in ("source", "target", "mask")}
-        stored: dict[str, NDArray] = {n: np.zeros(shape, np.int16) for n in (self.source, self.target)}
-        stored[MASK] = np.zeros(shape, np.uint8)
-        return _Slot(frames, stored)
+        stored: dict[str, NDArray] = {}
+        for read in self._reads:
+            stored |= {name: np.zeros(shape, np.int16) for name in read.frames}
+            stored[read.mask] = np.zeros(shape, np.uint8)
+        return _Slot({name: np.zeros(shape, np.float32) for name in stored}, stored)
 
     @property
     def samples_per_step(self) -> int:
@@ -106,37 +127,51 @@ class ClipLoader:
         slot.pending = [pool.submit(self._read, slot, b, int(i)) for b, i in enumerate(self._indices(step))]
 
     def _read(self, slot: _Slot, b: int, index: int) -> None:
-        case_id, start = self.sequence.case_ids[index], int(self.sequence.starts[index])
-        self.store.read(case_id, start, self.sequence.clip_length, {n: a[b] for n, a in slot.stored.items()})
-        source, target, mask = (slot.frames[n][b] for n in ("source", "target", "mask"))
-        physical_frames(self.store, case_id, self.source, self.settings, slot.stored[self.source][b], source)
-        physical_frames(self.store, case_id, self.target, self.settings, slot.stored[self.target][b], target)
-        mask[...] = slot.stored[MASK][b]
+        for read in self._reads:
+            self._read_case(read, slot, b, index)
+
+    def _read_case(self, read: _Read, slot: _Slot, b: int, index: int) -> None:
+        case_id, start = read.sequence.case_ids[index], int(read.sequence.starts[index])
+        stored = {modality: slot.stored[name][b] for name, modality in read.frames.items()}
+        stored[MASK] = slot.stored[read.mask][b]
+        self.store.read(case_id, start, read.sequence.clip_length, stored)
+        frames = {modality: slot.frames[name][b] for name, modality in read.frames.items()}
+        mask = slot.frames[read.mask][b]
+        for modality, out in frames.items():
+            physical_frames(self.store, case_id, modality, self.settings, stored[modality], out)
+        mask[...] = stored[MASK]
         if self.augment:
             size = self.store.index.size
-            draw = Augmentation(self.settings.augment, size, self.seed, self.sequence.epoch, index)
-            draw.move(source)
-            draw.move(target)
+            draw = Augmentation(self.settings.augment, size, self.seed, read.sequence.epoch, index, read.stream)
             draw.move(mask, nearest=True, outside=0.0)
-            for frames, modality in ((source, self.source), (target, self.target)):
+            for modality, out in frames.items():
+                draw.move(out)
                 if self.store.index.modalities[modality].unit != "HU" and self.settings.augment.intensity:
-                    draw.intensify(frames)
+                    draw.intensify(out)
         if self.settings.outside_mask == "lowest":
-            source[mask == 0] = -1.0
-            target[mask == 0] = -1.0
+            for out in frames.values():
+                out[mask == 0] = -1.0
 
     def _collate(self, slot: _Slot, step: int) -> dict[str, Any]:
         indices = self._indices(step)
-        starts = torch.from_numpy(self.sequence.starts[indices])
+        unpaired = _names(self.targets, indices, "target_") if self.targets else {}
         return {
             **{name: torch.from_numpy(array).unsqueeze(2) for name, array in slot.frames.items()},
-            "case_id": [self.sequence.case_ids[i] for i in indices],
-            "slice_index": starts[:, None] + torch.arange(self.sequence.clip_length)[None, :],
+            **_names(self.sequence, indices),
+            **unpaired,
             "sample_index": torch.from_numpy(indices),
             "spacing_mm": self.store.index.spacing_mm,
             "source_modality": self.source,
             "target_modality": self.target,
         }
+
+
+def _names(sequence: ClipSequence, indices: NDArray[np.int64], prefix: str = "") -> dict[str, Any]:
+    starts = torch.from_numpy(sequence.starts[indices])
+    return {
+        f"{prefix}case_id": [sequence.case_ids[i] for i in indices],
+        f"{prefix}slice_index": starts[:, None] + torch.arange(sequence.clip_length)[None, :],
+    }
 
 
 def physical_frames(

@@ -69,7 +69,43 @@ def clip_sequence(
         limit: Clips per epoch; 0 for all.
         stream: Names independent sequences.
     """
-    names, starts, short = [], [], []
+    names, starts, short = _clips(slices, clip_length, stride)
+    order = random_for(seed, stream, epoch, clip_length).permutation(len(starts))
+    if limit:
+        order = order[:limit]
+    whole = len(order) // global_batch * global_batch
+    dropped, order = len(order) - whole, order[:whole]
+    return ClipSequence(tuple(names[i] for i in order), starts[order], clip_length, epoch, dropped, short)
+
+
+def unpaired_targets(
+    slices: Mapping[str, int], sequence: ClipSequence, *, seed: int, stride: int = 1, stream: str = "target"
+) -> ClipSequence:
+    """Return a target clip for each sample of ``sequence``, whatever its source is.
+
+    They come from permutations of their own. One that is used up is followed by another, so that no clip comes twice
+    before each has come once; of one that is longer the epoch takes the beginning, and other epochs other clips.
+
+    Args:
+        slices: Slices per case that has the target.
+        sequence: Of the sources: it decides how many samples an epoch has.
+        seed: Of the run.
+        stride: Between neighbouring starts.
+        stream: Names independent sequences.
+    """
+    names, starts, short = _clips(slices, sequence.clip_length, stride)
+    rounds = -(-len(sequence) // len(starts)) if len(starts) else 0
+    key = (seed, stream, sequence.epoch, sequence.clip_length)
+    orders = [random_for(*key, turn).permutation(len(starts)) for turn in range(rounds)]
+    order = np.concatenate(orders)[: len(sequence)] if orders else np.zeros(0, np.int64)
+    return ClipSequence(tuple(names[i] for i in order), starts[order], sequence.clip_length, sequence.epoch, 0, short)
+
+
+def _clips(
+    slices: Mapping[str, int], clip_length: int, stride: int
+) -> tuple[list[str], NDArray[np.int64], tuple[str, ...]]:
+    """Return case and first slice of every clip, and the cases that are too short for one."""
+    names, starts, short = [], [np.zeros(0, np.int64)], []
     for case_id in sorted(slices):
         last = slices[case_id] - clip_length
         if last < 0:
@@ -78,15 +114,7 @@ def clip_sequence(
         first = np.unique(np.append(np.arange(0, last + 1, stride), last))
         starts.append(first)
         names += [case_id] * len(first)
-    every = np.concatenate(starts) if starts else np.zeros(0, np.int64)
-    order = random_for(seed, stream, epoch, clip_length).permutation(len(every))
-    if limit:
-        order = order[:limit]
-    whole = len(order) // global_batch * global_batch
-    dropped, order = len(order) - whole, order[:whole]
-    return ClipSequence(
-        tuple(names[i] for i in order), every[order].astype(np.int64), clip_length, epoch, dropped, tuple(short)
-    )
+    return names, np.concatenate(starts).astype(np.int64), tuple(short)
 
 
 def micro_batch(global_batch: int, *, ranks: int, accumulate: int) -> int:

@@ -166,6 +166,12 @@ def test_temporal_terms_with_single_slices_are_refused_before_data_is_read(tiny_
     assert not (tmp_path / "run").exists()
 
 
+def test_a_method_that_learns_from_pairs_refuses_other_batches(tiny_shards, tmp_path, capsys):
+    command = arguments(tiny_shards, tmp_path / "run", *REGRESSION, "stream.pairing=unpaired")
+    assert main(command) == 2
+    assert "Found: stream.pairing=unpaired. Allowed: paired" in capsys.readouterr().err
+
+
 def test_identity_needs_no_training(tiny_shards, tmp_path):
     assert main(arguments(tiny_shards, tmp_path / "run", "model=identity", "trainer.budget.steps=1")) == 0
     data = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)

@@ -143,12 +143,12 @@ GROWING = ("stream.clip_length=2", "stream.clip_growth=2", "stream.global_batch=
 PLAIN_STREAM = ("stream.threads=1", "stream.prefetch=1")
 
 
-def every_rank(store, ranks, accumulate, *, state=None, share=0.0):
+def every_rank(store, ranks, accumulate, *, state=None, pairing="paired"):
     """One datamodule per rank, as the processes of a distributed run hold them."""
     modules = []
     for rank in range(ranks):
-        data = module(store, *GROWING, *PLAIN_STREAM, f"stream.accumulate={accumulate}")
-        data.trainer, data.budget_share = FakeTrainer(ranks, rank), share
+        data = module(store, *GROWING, *PLAIN_STREAM, f"stream.accumulate={accumulate}", f"stream.pairing={pairing}")
+        data.trainer = FakeTrainer(ranks, rank)
         if state is not None:
             data.load_state_dict(dict(state))
         modules.append(data)
@@ -156,7 +156,7 @@ def every_rank(store, ranks, accumulate, *, state=None, share=0.0):
 
 
 def walk(modules, steps):
-    """Take optimiser steps on all ranks at once; returns (epoch, sample, case, first slice) in the global order."""
+    """Take optimiser steps on all ranks at once; returns epoch, sample, cases and slices in the global order."""
     accumulate = modules[0].config.stream.accumulate
     seen, micro = [], 0
     while micro < steps * accumulate:
@@ -165,7 +165,9 @@ def walk(modules, steps):
         for batches in zip(*loaders, strict=True):
             epoch = loaders[0].sequence.epoch
             for batch in batches:
-                samples = batch["sample_index"].tolist(), batch["case_id"], batch["slice_index"][:, 0].tolist()
+                samples = [batch["sample_index"].tolist(), batch["case_id"], batch["slice_index"].tolist()]
+                if "target_case_id" in batch:
+                    samples += [batch["target_case_id"], batch["target_slice_index"].tolist()]
                 seen += [(epoch, *sample) for sample in zip(*samples, strict=True)]
             for data in modules:
                 data.advance()
@@ -175,22 +177,25 @@ def walk(modules, steps):
     return seen
 
 
-def test_the_sequence_of_samples_is_the_same_whatever_the_ranks_and_the_accumulation(long_store):
-    orders = [walk(every_rank(long_store, *division), 5) for division in DIVISIONS]
+@pytest.mark.parametrize("pairing", ["paired", "unpaired"])
+def test_the_sequence_of_samples_is_the_same_whatever_the_ranks_and_the_accumulation(long_store, pairing):
+    orders = [walk(every_rank(long_store, *division, pairing=pairing), 5) for division in DIVISIONS]
     assert len(orders[0]) == 40
     assert all(order == orders[0] for order in orders)
     assert [sample[1] for sample in orders[0]] == [*range(16), *range(16), *range(8)]
 
 
-@given(st.sampled_from(DIVISIONS), st.sampled_from(DIVISIONS), st.integers(0, 4), st.sampled_from([0.0, 0.9]))
+@given(
+    st.sampled_from(DIVISIONS), st.sampled_from(DIVISIONS), st.integers(0, 4), st.sampled_from(["paired", "unpaired"])
+)
 @settings(max_examples=25, deadline=None)
-def test_a_run_goes_on_exactly_on_another_number_of_ranks(long_store, before, after, stop, share):
-    whole = walk(every_rank(long_store, 1, 1, share=share), 5)
-    first = every_rank(long_store, *before, share=share)
+def test_a_run_goes_on_exactly_on_another_number_of_ranks(long_store, before, after, stop, pairing):
+    whole = walk(every_rank(long_store, 1, 1, pairing=pairing), 5)
+    first = every_rank(long_store, *before, pairing=pairing)
     head = walk(first, stop)
     states = [data.state_dict() for data in first]
     assert all(state == states[0] for state in states)
-    assert [*head, *walk(every_rank(long_store, *after, state=states[0], share=share), 5 - stop)] == whole
+    assert [*head, *walk(every_rank(long_store, *after, state=states[0], pairing=pairing), 5 - stop)] == whole
 
 
 def test_half_an_optimiser_step_is_taken_again(store):

@@ -14,7 +14,7 @@ from pipeline.imaging.normalise import normalise
 from pipeline.stream import loader as loader_module
 from pipeline.stream.augment import Augmentation
 from pipeline.stream.loader import ClipLoader
-from pipeline.stream.sampler import clip_sequence
+from pipeline.stream.sampler import clip_sequence, unpaired_targets
 from pipeline.stream.store import SliceStore
 
 FILMS = [film(name, slices) for name, slices in (("a", 9), ("b", 6), ("c", 11))]
@@ -130,6 +130,46 @@ def test_mr_is_scaled_and_normalised_by_its_own_percentiles(tmp_path):
         batch = next(iter(loader(store, stream(window={"cbct": (-1024, 2048)}), batch=1)))
         values = clip("a", int(batch["slice_index"][0, 0]), 3, "ct") * 0.5
     np.testing.assert_allclose(batch["target"][0, :, 0].numpy(), normalise(values, (0, 1000)), atol=1e-5)
+
+
+def unpaired(store, settings=None, sources=("a",), targets=("b", "c"), **more):
+    """Sources of some films with targets of others."""
+    slices = {case.case_id: case.slices for case in store.index.cases}
+    sequence = clip_sequence({n: slices[n] for n in sources}, seed=5, epoch=0, clip_length=3, global_batch=1)
+    drawn = unpaired_targets({n: slices[n] for n in targets}, sequence, seed=5)
+    return ClipLoader(
+        store, sequence, settings or stream(), source="cbct", target="ct", batch=1, seed=5, targets=drawn, **more
+    )
+
+
+def test_unpaired_batches_hold_targets_of_other_cases_with_their_own_masks(store):
+    source = unpaired(store)
+    batches = everything(source)
+    assert len(batches) == 7
+    for batch, case_id, start in zip(batches, source.targets.case_ids, source.targets.starts, strict=True):
+        assert batch["case_id"] == ["a"] and batch["target_case_id"] == [case_id] != ["a"]
+        assert batch["target_slice_index"].tolist() == [list(range(start, start + 3))]
+        first = int(batch["slice_index"][0, 0])
+        for name, case, at, part in (("source", "a", first, "cbct"), ("target", case_id, start, "ct")):
+            expected = normalise(clip(case, at, 3, part), (-1024, 2048))
+            np.testing.assert_array_equal(batch[name][0, :, 0].numpy(), expected)
+        np.testing.assert_array_equal(batch["mask"][0, :, 0].numpy(), clip("a", first, 3, "mask"))
+        np.testing.assert_array_equal(batch["target_mask"][0, :, 0].numpy(), clip(case_id, start, 3, "mask"))
+    assert not {name for name in next(iter(loader(store))) if name.startswith("target_")} - {"target_modality"}
+
+
+def test_an_unpaired_target_is_outside_its_own_mask_and_has_an_augmentation_of_its_own(store):
+    settings = stream(outside_mask="lowest", augment={**STILL, "flip": 0.5})
+    moved, still = (everything(unpaired(store, s)) for s in (settings, stream(outside_mask="lowest")))
+    flips = []
+    for one, plain in zip(moved, still, strict=True):
+        assert (one["source"][one["mask"] == 0] == -1).all()
+        assert (one["target"][one["target_mask"] == 0] == -1).all()
+        for name in ("source", "target", "target_mask"):
+            assert torch.equal(one[name], plain[name]) or torch.equal(one[name], plain[name].flip(-1))
+        assert torch.equal(one["target"], plain["target"]) == torch.equal(one["target_mask"], plain["target_mask"])
+        flips.append(tuple(torch.equal(one[name], plain[name]) for name in ("source", "target")))
+    assert {a == b for a, b in flips} == {True, False}
 
 
 def test_without_augmentation_there_is_none(store):

@@ -1,12 +1,14 @@
 """The order of samples is a function of its arguments and nothing else."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.stream.sampler import clip_sequence, micro_batch, random_for, rank_share
+from pipeline.stream.sampler import clip_sequence, micro_batch, random_for, rank_share, unpaired_targets
 
 FILMS = {"c": 7, "a": 12, "b": 3}
 OPTIONS = {"seed": 3, "epoch": 0, "clip_length": 4, "global_batch": 1}
@@ -74,6 +76,35 @@ def test_fewer_clips_than_a_batch_are_an_empty_epoch_and_all_are_dropped():
     sequence = clip_sequence({"a": 5}, **{**OPTIONS, "global_batch": 3})
     assert (len(sequence), sequence.dropped) == (0, 2)
     assert len(clip_sequence({}, **OPTIONS)) == 0
+
+
+@given(films, films, st.integers(1, 4), st.integers(0, 3))
+def test_unpaired_targets_come_equally_often_one_for_each_sample(sources, targets, length, epoch):
+    options = {"seed": 1, "epoch": epoch, "clip_length": length, "global_batch": 2}
+    sequence = clip_sequence(sources, **options)
+    drawn = unpaired_targets(targets, sequence, seed=1)
+    everything = set(samples(clip_sequence(targets, **{**options, "global_batch": 1})))
+    assert len(drawn) == (len(sequence) if everything else 0)
+    counts = Counter(samples(drawn))
+    assert set(counts) <= everything
+    assert max(counts.values(), default=0) - min((counts[clip] for clip in everything), default=0) <= 1
+    assert drawn.short_cases == tuple(sorted(case for case, count in targets.items() if count < length))
+
+
+def test_unpaired_targets_have_an_order_of_their_own_in_every_epoch():
+    """The same films on both sides, and yet no sample keeps its pair but by chance."""
+    sources = [clip_sequence({"a": 200}, **{**OPTIONS, "epoch": epoch}) for epoch in range(2)]
+    targets = [unpaired_targets({"a": 200}, sequence, seed=3) for sequence in sources]
+    assert all(sorted(samples(s)) == sorted(samples(t)) for s, t in zip(sources, targets, strict=True))
+    assert samples(targets[0]) != samples(targets[1])
+    for sequence, target in zip(sources, targets, strict=True):
+        assert np.sum(sequence.starts == target.starts) < 8
+    assert samples(unpaired_targets({"a": 200}, sources[0], seed=3)) == samples(targets[0])
+
+
+def test_the_order_of_unpaired_targets_is_frozen():
+    sequence = clip_sequence({"a": 7}, **OPTIONS)
+    assert samples(unpaired_targets({"b": 6}, sequence, seed=3)) == [("b", 1), ("b", 0), ("b", 2), ("b", 2)]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
