@@ -167,7 +167,7 @@ def test_temporal_terms_with_single_slices_are_refused_before_data_is_read(tiny_
 
 
 def test_a_method_that_learns_from_pairs_refuses_other_batches(tiny_shards, tmp_path, capsys):
-    command = arguments(tiny_shards, tmp_path / "run", *REGRESSION, "stream.pairing=unpaired")
+    command = arguments(tiny_shards, tmp_path / "run", *REGRESSION, "stream.pairing=unpaired", "trainer.budget.steps=1")
     assert main(command) == 2
     assert "Found: stream.pairing=unpaired. Allowed: paired" in capsys.readouterr().err
 
