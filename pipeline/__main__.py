@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline import __version__
 from pipeline.arguments import parse
+from pipeline.artifacts import FULL
 from pipeline.errors import CinevoxError, ConfigError, nearest
 
 # verb: (module whose `run(config)` does it, paths that it needs, what it does)
@@ -21,6 +22,8 @@ VERBS = {
     "cohort": ("pipeline.stages.cohort", ("output",), "find or make patients, check them, split them"),
     "simulate": ("pipeline.stages.simulate", ("input", "output"), "simulate cone-beam CT from CT"),
     "preprocess": ("pipeline.stages.preprocess", ("input", "output"), "volumes to shards of ordered slices"),
+    "convert": ("pipeline.stages.convert", ("input", "output"), "tar shards to zarr shards, and back"),
+    "verify": ("pipeline.stages.verify", ("input",), "compare shards with their checksums"),
     "train": ("pipeline.stages.train", ("input", "output"), "shards to a trained run"),
     "translate": ("pipeline.stages.translate", ("checkpoint", "input", "output"), "volumes to the target modality"),
     "evaluate": ("pipeline.stages.evaluate", ("output",), "predictions and references to scores"),
@@ -28,7 +31,7 @@ VERBS = {
 }
 MANY_INPUTS = ("evaluate", "report")
 # The machine's limits, not a fault of ours: one line says enough (and no path, which may name a patient).
-MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO, errno.ESTALE)
+MACHINE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO, errno.ESTALE, errno.ELOOP, *FULL)
 USAGE = """cinevox VERB [name=value ...] [-i INPUT] [-o OUTPUT] [--dry-run] [--debug] [--help]
 
   name=value   any setting of conf/ (Hydra's grammar): experiment=..., model=..., preprocess.size=[128,128]
@@ -59,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         if isinstance(error, OSError) and error.errno in MACHINE:
-            sys.stderr.write(f"Error: {error.strerror}. What was written stays; the same command continues.\n")
+            remedy = "Free some space or choose an output on another disk. " if error.errno in FULL else ""
+            sys.stderr.write(f"Error: {error.strerror}. {remedy}What was written stays; the same command continues.\n")
             return 2
         sys.stderr.write(f"Internal error ({type(error).__name__}). Run again with --debug and report the traceback.\n")
         return 1

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.artifacts import read_json, write_json
+from pipeline.artifacts import content_hash, read_json, write_json
 from pipeline.errors import ArtifactError
 
 CASE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -124,17 +124,36 @@ class Cohort(Record):
         return [case for case in self.cases if split in ("all", case.split)]
 
 
-class ShardFile(BaseModel):
-    """One shard: its tar file, its table of offsets, and what must be found in them."""
+class StoredFile(BaseModel):
+    """A file inside a shard: ``path`` in POSIX form, which cannot lead out of the shard."""
 
     model_config = ConfigDict(extra="forbid")
-    file: str
-    sha256: str
+    path: Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{1,64}/)*([0-9]{1,9}|zarr\.json)$")]
     bytes: int
-    table: str
+    sha256: str
+
+
+class ShardFile(BaseModel):
+    """One shard: its tar file or zarr folder, its table of offsets, and what must be found in them.
+
+    Names are plain ones: an index from elsewhere can name neither another folder nor a command.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}\.(tar|zarr)$")]
+    sha256: str  # of the tar; of a zarr folder's list of files
+    bytes: int
+    table: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}\.npy$")]
     table_sha256: str
     members: int
-    cases: list[str]
+    cases: list[CaseId]
+    files: list[StoredFile] = Field(default_factory=list)  # of a zarr folder, every one
+
+    def contents(self) -> dict[str, tuple[int, str]]:
+        """Return path below the shard folder -> bytes and SHA-256, of every file but the table."""
+        if not self.files:
+            return {self.file: (self.bytes, self.sha256)}
+        return {f"{self.file}/{file.path}": (file.bytes, file.sha256) for file in self.files}
 
 
 class ShardCase(BaseModel):
@@ -179,6 +198,27 @@ class ShardIndex(Record):
     shards: list[ShardFile]
     preprocess: dict[str, Any]
     excluded: list[Excluded] = Field(default_factory=list)
+    seal: str = ""  # over all the rest: an altered scale or spacing would be believed
+
+    @classmethod
+    def load(cls, place: Path) -> Self:
+        """Read the index and compare it with its seal."""
+        index = super().load(place)
+        if index.seal and index.seal != index.sealed().seal:
+            raise ArtifactError(
+                f"The {cls.WHAT} does not match its seal: it was altered or damaged",
+                remedy="Copy it again, or run 'cinevox preprocess' again",
+            )
+        return index
+
+    def save(self, folder: Path) -> None:
+        """Write the index with its seal."""
+        write_json(folder / self.FILE, self.sealed())
+
+    def sealed(self) -> Self:
+        """Return the index with the seal of its content."""
+        content = self.model_dump(mode="json", by_alias=True, exclude={"seal"})
+        return self.model_copy(update={"seal": content_hash(content)})
 
     def select(self, split: str) -> list[ShardCase]:
         """Return the cases of one split, or all of them for 'all'."""

@@ -115,10 +115,17 @@ class PreprocessSettings(Section):
     size: tuple[Count, Count]  # rows, columns
     resample: bool  # put modalities that lie on another grid onto the target's; else that is an error
     codec: Literal["lz4", "none"]
+    store: Literal["tar", "zarr"]
     patients_per_shard: Count
     body_threshold_hu: float
     short_cases: Literal["error", "skip"]
     minimum_slices: Count
+
+
+class ConvertSettings(Section):
+    """Shards to another kind of shards, without loss."""
+
+    store: Literal["tar", "zarr"]
 
 
 class AugmentSettings(Section):
@@ -266,6 +273,7 @@ class Config(Section):
     cohort: CohortSettings
     simulate: SimulateSettings
     preprocess: PreprocessSettings
+    convert: ConvertSettings
     stream: StreamSettings
     model: ModelSettings
     trainer: TrainerSettings

@@ -10,7 +10,8 @@ from pipeline.geometry import Grid, Volume
 from pipeline.imaging.film import grid_record
 from pipeline.io import write_volume
 from pipeline.records import Case, Cohort, ShardCase, ShardIndex, ShardModality, VolumeFile
-from pipeline.stream.tar import Film, write_shard
+from pipeline.stream.shard import Film
+from pipeline.stream.store import write_shard
 
 SPACING = (4.0, 5.0, 5.0)
 SHAPE = (10, 24, 26)
@@ -84,7 +85,7 @@ def film(case_id, slices=7, size=(6, 8), modalities=("cbct", "ct"), seed=0):
     return Film(case_id, frames, rng.integers(0, 2, (slices, *size)).astype(np.uint8))
 
 
-def write_shards(folder, films, *, codec="lz4", per_shard=1, units=None, splits=None, scale=None):
+def write_shards(folder, films, *, codec="lz4", store="tar", per_shard=1, units=None, splits=None, scale=None):
     """Write films and their index; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     modalities = sorted(films[0].frames)
@@ -93,7 +94,7 @@ def write_shards(folder, films, *, codec="lz4", per_shard=1, units=None, splits=
     shards, cases = [], []
     for number, first in enumerate(range(0, len(films), per_shard)):
         group = films[first : first + per_shard]
-        shards.append(write_shard(folder, f"shard-{number:05d}", iter(group), codec))
+        shards.append(write_shard(folder, f"shard-{number:05d}", iter(group), codec, store))
         for place, one in enumerate(group):
             grid = grid_record(Grid(one.mask.shape, film_affine((1.0, 1.0, 1.0))))
             cases.append(

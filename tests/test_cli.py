@@ -78,6 +78,8 @@ MISSING = {
     "cohort": ["input=IN", "output=OUT"],
     "simulate": ["input=IN", "output=OUT"],
     "preprocess": ["input=IN", "output=OUT"],
+    "convert": ["input=IN", "output=OUT"],
+    "verify": ["input=IN"],
     "train": ["input=IN", "output=OUT", "model=identity"],
     "translate": ["checkpoint=IN", "input=IN", "output=OUT"],
     "evaluate": ["input=IN", "output=OUT"],
@@ -114,7 +116,12 @@ def test_our_own_fault_is_exit_code_1_and_a_traceback_only_with_debug(monkeypatc
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EMFILE])
 def test_the_machines_limits_are_said_in_one_line_without_a_path(number, monkeypatch, capsys):
     assert main(broken(monkeypatch, OSError(number, "No luck", "/data/Doe^John/ct.nii"))) == 2
-    assert capsys.readouterr().err == "Error: No luck. What was written stays; the same command continues.\n"
+    shown = capsys.readouterr().err
+    assert shown.startswith("Error: No luck. ")
+    assert shown.endswith("What was written stays; the same command continues.\n")
+    assert ("Free some space" in shown) == (number == errno.ENOSPC)
+    assert "Doe" not in shown
+    assert shown.count("\n") == 1
 
 
 def test_a_user_who_stops_it_is_told_that_it_continues(monkeypatch, capsys):

@@ -103,7 +103,8 @@ def to_stored(volume: Volume, grid: Grid) -> tuple[NDArray[np.int16], float]:
         moved = resample(volume, grid, outside=0.0).array
         largest = float(np.abs(moved).max(initial=0.0))
         scale = largest / 32000 if largest > 0 else 1.0
-    return np.clip(np.rint(moved / np.float32(scale)), _INT16.min, _INT16.max).astype(np.int16), scale
+    # The lowest integer stays free: zarr stores mark with it what was never written.
+    return np.clip(np.rint(moved / np.float32(scale)), _INT16.min + 1, _INT16.max).astype(np.int16), scale
 
 
 def grid_record(grid: Grid) -> GridRecord:

@@ -7,6 +7,7 @@ Main options
   preprocess.spacing_mm=[slice,row,column]  one for the whole cohort
   preprocess.size=[rows,columns]            centred on the body; a body that does not fit is an error
   preprocess.resample=true                  put modalities on another grid onto the target's
+  preprocess.store=tar|zarr                 shard-NNNNN.tar, or shard-NNNNN.zarr (zarr v3) beside the same index
   preprocess.short_cases=skip               leave out films below preprocess.minimum_slices, counted
   workers=N                                 processes, one shard each
 
@@ -35,10 +36,12 @@ from pipeline.imaging.film import PADDING_HU, film_grid, grid_from, grid_record,
 from pipeline.imaging.mask import body_mask, foreground_mask
 from pipeline.imaging.resample import resample
 from pipeline.io import read_volume
+from pipeline.locks import die_with_parent
 from pipeline.progress import say, track
 from pipeline.records import Case, Cohort, Excluded, ShardCase, ShardFile, ShardIndex, ShardModality
 from pipeline.settings import Config, PreprocessSettings
-from pipeline.stream.tar import Film, write_shard
+from pipeline.stream.shard import Film
+from pipeline.stream.store import is_whole, write_shard
 
 _SKIPPED = "skipped: "
 
@@ -88,7 +91,7 @@ def run(config: Config) -> None:
         # Spawned, not forked: libraries that were imported with threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
         try:
-            with ProcessPoolExecutor(min(config.workers, len(todo)), mp_context=context) as pool:
+            with ProcessPoolExecutor(min(config.workers, len(todo)), context, die_with_parent) as pool:
                 for _ in track(pool.map(_write, todo), "preprocess", total=len(todo)):
                     pass
         except BrokenProcessPool:
@@ -278,7 +281,7 @@ def _write(task: _Task) -> None:
             )
             yield film
 
-    shard = write_shard(output, name, films(), settings.codec)
+    shard = write_shard(output, name, films(), settings.codec, settings.store)
     cases_ = [ShardCase.model_validate(fact).model_dump(mode="json") for fact in facts]
     write_json(output / f"{name}.json", {"shard": shard.model_dump(), "cases": cases_, "excluded": excluded})
 
@@ -294,12 +297,7 @@ def _is_done(output: Path, name: str, *, quick: bool = False) -> bool:
         return False
     if any(not case.reason.startswith(_SKIPPED) for case in excluded):
         return False
-    path, table = output / shard.file, output / shard.table
-    if not (path.is_file() and path.stat().st_size == shard.bytes and table.is_file()):
-        return False
-    if quick:
-        return True
-    return file_sha256(path) == shard.sha256 and file_sha256(table) == shard.table_sha256
+    return is_whole(output, shard, quick=quick)
 
 
 def _note(output: Path, name: str) -> tuple[ShardFile, list[ShardCase], list[Excluded]]:
@@ -329,9 +327,11 @@ def _join(
         excluded += left_out
     if not cases:
         raise DataError("No case could be prepared: " + "; ".join(f"{e.case_id}: {e.reason}" for e in excluded[:5]))
+    # Not the kind of store: what is read from it is the same, and so is what is trained on it.
+    content = settings.model_dump(mode="json", exclude={"store"})
     ShardIndex(
         schema=1,
-        config_hash=content_hash(decides),
+        config_hash=content_hash({**decides, "preprocess": content}),
         cohort=str(cohort_path),
         cohort_hash=decides["cohort"],
         codec=settings.codec,
@@ -344,7 +344,7 @@ def _join(
         },
         cases=cases,
         shards=shards,
-        preprocess=settings.model_dump(mode="json"),
+        preprocess=content,
         excluded=excluded,
     ).save(output)
     return excluded

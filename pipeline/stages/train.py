@@ -48,6 +48,7 @@ _FREE = {
     "cohort",
     "simulate",
     "preprocess",
+    "convert",
     "metrics",
     "translate",
     "evaluate",

@@ -2,19 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import file_sha256
 from pipeline.errors import ArtifactError
-from pipeline.records import ShardCase, ShardIndex
+from pipeline.locks import lock
+from pipeline.records import ShardCase, ShardFile, ShardIndex
+from pipeline.stream import tar, zarr
 from pipeline.stream.codec import MASK
-from pipeline.stream.tar import TarShard, parts
+from pipeline.stream.shard import Film, parts
 
 _SLICES_AT_ONCE = 64  # a whole film in one read would be in memory twice
+
+
+class Shard(Protocol):
+    """One shard, open for reading from several threads."""
+
+    def read_into(self, case_id: str, start: int, count: int, out: dict[str, NDArray]) -> None:
+        """Decode slices into ``out[part]``, each (count, rows, columns)."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
+
+
+def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str, store: str = "tar") -> ShardFile:
+    """Write one shard atomically, as the only process that does; the same films give the same bytes.
+
+    Raises:
+        ArtifactError: Another process writes this shard.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = lock(folder / f".{name}.lock", f"Shard '{name}'")
+    try:
+        return {"tar": tar.write_shard, "zarr": zarr.write_shard}[store](folder, name, films, codec)
+    finally:
+        held.release()
+
+
+def is_whole(folder: Path, record: ShardFile, *, quick: bool = False) -> bool:
+    """Whether a shard's files are those that its record speaks of; ``quick`` compares nothing but their sizes."""
+    try:
+        if not (folder / record.table).is_file() or any(
+            (folder / path).stat().st_size != size for path, (size, _) in record.contents().items()
+        ):
+            return False
+        return quick or not _altered(folder, record)
+    except OSError:
+        return False
+
+
+def _altered(folder: Path, record: ShardFile) -> list[str]:
+    """Return the files of a shard that differ from their SHA-256 (reads everything)."""
+    expected = {record.table: record.table_sha256, **{path: sha for path, (_, sha) in record.contents().items()}}
+    return [path for path, sha256 in expected.items() if file_sha256(folder / path) != sha256]
 
 
 def _allow_open_files(count: int) -> None:
@@ -56,7 +102,13 @@ class SliceStore:
         if misplaced or sorted(listed) != sorted(case.case_id for case in self.index.cases):
             raise ArtifactError("The index lists cases that its shards do not hold", value=folder)
         _allow_open_files(len(self.index.shards))
-        self._shards = [TarShard(folder, record, slices, self.parts) for record in self.index.shards]
+        self._shards = [self._open(record, slices) for record in self.index.shards]
+
+    def _open(self, record: ShardFile, slices: dict[str, int]) -> Shard:
+        if record.file.endswith(".tar"):
+            return tar.TarShard(self.folder, record, slices, self.parts)
+        how: dict[str, Any] = {"codec": self.index.codec, "size": self.index.size}
+        return zarr.ZarrShard(self.folder, record, slices, self.parts, **how)
 
     def read(self, case_id: str, start: int, count: int, out: dict[str, NDArray]) -> None:
         """Read slices into ``out[modality]`` (int16) and ``out['mask']`` (uint8), each (count, rows, columns).
@@ -89,8 +141,8 @@ class SliceStore:
             ArtifactError: Naming the first shard that differs.
         """
         for record in self.index.shards:
-            if file_sha256(self.folder / record.file) != record.sha256:
-                raise ArtifactError(f"Shard '{record.file}' does not match its SHA-256", remedy="Copy it again")
+            for path in _altered(self.folder, record):
+                raise ArtifactError(f"Shard file '{path}' does not match its SHA-256", remedy="Copy it again")
 
     def close(self) -> None:
         """Close all shards."""

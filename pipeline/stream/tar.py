@@ -8,9 +8,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,25 +18,9 @@ from pipeline.artifacts import atomic_path, file_sha256
 from pipeline.errors import ArtifactError
 from pipeline.records import ShardFile
 from pipeline.stream.codec import EXTENSION, MASK, checksum, decode_into, encode
+from pipeline.stream.shard import REMEDY, Film, parts, patiently, read_table, write_table
 
-TABLE = np.dtype(
-    [("case", "<u2"), ("slice", "<u4"), ("part", "u1"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")]
-)
 _BLOCK = 512
-
-
-@dataclass(frozen=True)
-class Film:
-    """What is stored of one case: ``frames[modality]`` int16 (slices, rows, columns) and ``mask`` uint8."""
-
-    case_id: str
-    frames: dict[str, NDArray[np.int16]]
-    mask: NDArray[np.uint8]
-
-
-def parts(modalities: list[str] | tuple[str, ...]) -> list[str]:
-    """Return the members of one slice, in their order in the shard."""
-    return [*sorted(modalities), MASK]
 
 
 def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str) -> ShardFile:
@@ -58,8 +40,7 @@ def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str) -> S
                         rows.append((number, k, p, tar.offset + _BLOCK, len(data), checksum(data)))
                         tar.addfile(info, io.BytesIO(data))
         stream.flush()
-    with atomic_path(table_path) as partial, partial.open("wb") as stream:
-        np.save(stream, np.array(rows, TABLE), allow_pickle=False)
+    write_table(table_path, rows)
     return ShardFile(
         file=tar_path.name,
         sha256=file_sha256(tar_path),
@@ -81,27 +62,18 @@ class TarShard:
             ArtifactError: The file or its table is missing, cut, or not the one that the index speaks of.
         """
         self.name = record.file
-        path, table_path = folder / record.file, folder / record.table
-        for place in (path, table_path):
-            if not place.is_file():
-                raise ArtifactError(f"Shard file '{place.name}' is missing", remedy=_REMEDY)
+        self._path = path = folder / record.file
+        if not path.is_file():
+            raise ArtifactError(f"Shard file '{path.name}' is missing", remedy=REMEDY)
         if path.stat().st_size != record.bytes or not _ends_properly(path):
             raise ArtifactError(
                 f"Shard '{path.name}' is truncated or altered: the index says {record.members} members, "
                 f"found {_count_members(path)}",
                 value=f"{path.stat().st_size} bytes",
                 allowed=f"{record.bytes} bytes",
-                remedy=_REMEDY,
+                remedy=REMEDY,
             )
-        if file_sha256(table_path) != record.table_sha256:
-            raise ArtifactError(f"The table of shard '{path.name}' does not match the index", remedy=_REMEDY)
-        table = np.load(table_path, allow_pickle=False)
-        expected = sum(slices[case] for case in record.cases) * len(parts)
-        if table.dtype != TABLE or len(table) != record.members or record.members != expected:
-            raise ArtifactError(
-                f"Shard '{path.name}' lacks members: its cases need {expected}", value=len(table), remedy=_REMEDY
-            )
-        self._table = table
+        self._table = read_table(folder, record, slices, parts)
         self._parts = list(parts)
         starts = np.cumsum([0, *(slices[case] * len(parts) for case in record.cases)])
         self._first = dict(zip(record.cases, (int(s) for s in starts[:-1]), strict=True))
@@ -131,7 +103,7 @@ class TarShard:
         length = int(rows["offset"][-1]) + int(rows["size"][-1]) - begin
         view = memoryview(self._pread(length, begin))
         if len(view) != length:
-            raise ArtifactError(f"Shard '{self.name}' ended while being read", remedy=_REMEDY)
+            raise ArtifactError(f"Shard '{self.name}' ended while being read", remedy=REMEDY)
         offsets = (rows["offset"] - begin).tolist()
         members = [view[o : o + s] for o, s in zip(offsets, rows["size"].tolist(), strict=True)]
         # A sound member at the wrong place (another slice, after one was lost) has another checksum.
@@ -139,28 +111,24 @@ class TarShard:
             raise ArtifactError(
                 f"Shard '{self.name}' does not match its table "
                 f"(case '{case_id}', slices {start} to {start + count - 1})",
-                remedy=_REMEDY,
+                remedy=REMEDY,
             )
         return members
 
     def _pread(self, length: int, begin: int) -> bytes:
-        for wait in _RETRY_SECONDS:
-            try:
-                return os.pread(self._file, length, begin)
-            except OSError:  # a network file system's hiccup
-                time.sleep(wait)
+        return patiently(lambda: os.pread(self._file, length, begin), self.name, again=self._reopen)
+
+    def _reopen(self) -> None:
+        """Open the file anew under its old number, which other threads may be reading from (a stale NFS handle)."""
+        fresh = os.open(self._path, os.O_RDONLY)
         try:
-            return os.pread(self._file, length, begin)
-        except OSError as error:
-            raise ArtifactError(f"Shard '{self.name}' cannot be read", value=error.strerror, remedy=_REMEDY) from None
+            os.dup2(fresh, self._file, inheritable=False)
+        finally:
+            os.close(fresh)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
-
-
-_RETRY_SECONDS = (0.1, 1.0)
-_REMEDY = "Copy the shard folder again, or delete this shard and run 'cinevox preprocess' again"
 
 
 def _ends_properly(path: Path) -> bool:

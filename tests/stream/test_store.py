@@ -17,8 +17,9 @@ from makers import film, write_shards
 
 from pipeline.artifacts import file_sha256
 from pipeline.errors import ArtifactError
+from pipeline.records import ShardIndex
+from pipeline.stream import shard, tar
 from pipeline.stream import store as store_module
-from pipeline.stream import tar
 from pipeline.stream.codec import webdataset_decoder
 from pipeline.stream.store import SliceStore
 from pipeline.stream.tar import write_shard
@@ -197,7 +198,16 @@ def altered(path, change):
     record = path / "index.json"
     data = json.loads(record.read_text())
     change(data)
+    data.pop("seal")  # as one that disagrees from the start
     record.write_text(json.dumps(data))
+
+
+def test_an_index_that_was_altered_is_refused(fresh):
+    folder = fresh()
+    record = folder / "index.json"
+    record.write_text(record.read_text().replace('"ct": 1.0', '"ct": 1.5', 1))
+    with pytest.raises(ArtifactError, match="does not match its seal"):
+        ShardIndex.load(folder)
 
 
 def test_a_table_without_an_element_is_refused(fresh):
@@ -266,7 +276,7 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(fresh, change):
 
 
 def test_a_read_that_fails_for_a_moment_is_tried_again_and_then_named(shards, monkeypatch):
-    monkeypatch.setattr(tar, "_RETRY_SECONDS", (0, 0))
+    monkeypatch.setattr(shard, "RETRY_SECONDS", (0, 0))
     real, failures = tar.os.pread, []
 
     def flaky(*arguments):
