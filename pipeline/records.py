@@ -185,7 +185,7 @@ class ShardIndex(Record):
 
     FILE: ClassVar[str] = "index.json"
     WHAT: ClassVar[str] = "shard index"
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: Literal[2] = Field(default=2, alias="schema")
     config_hash: str
     cohort: str  # where cohort.json lies
     cohort_hash: str

@@ -111,7 +111,7 @@ def write_shards(folder, films, *, codec="lz4", store="tar", per_shard=1, units=
                 )
             )
     ShardIndex(
-        schema=1,
+        schema=2,
         config_hash="0",
         cohort="cohort.json",
         cohort_hash="0",

@@ -70,6 +70,7 @@ def run(config: Config) -> None:
         "preprocess": settings.model_dump(mode="json"),
         "cohort": content_hash(_content(cohort)),
         "reference": reference,
+        "schema": ShardIndex.model_fields["schema_version"].default,  # shards of an older version are not continued
     }
     check_free_space(output, estimate)
     claim = claim_output(output, "preprocess", decides)
@@ -330,7 +331,7 @@ def _join(
     # Not the kind of store: what is read from it is the same, and so is what is trained on it.
     content = settings.model_dump(mode="json", exclude={"store"})
     ShardIndex(
-        schema=1,
+        schema=2,
         config_hash=content_hash({**decides, "preprocess": content}),
         cohort=str(cohort_path),
         cohort_hash=decides["cohort"],

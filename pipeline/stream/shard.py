@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,6 @@ from pipeline.errors import ArtifactError
 from pipeline.records import ShardFile
 from pipeline.stream.codec import MASK
 
-TABLE = np.dtype(
-    [("case", "<u2"), ("slice", "<u4"), ("part", "u1"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")]
-)
 REMEDY = "Copy the shard folder again, or delete this shard and run 'cinevox preprocess' again"
 RETRY_SECONDS = (0.1, 1.0)
 
@@ -36,17 +34,17 @@ def parts(modalities: Sequence[str]) -> list[str]:
     return [*sorted(modalities), MASK]
 
 
-def write_table(path: Path, rows: list[tuple[int, int, int, int, int, int]]) -> None:
-    """Write where each stored slice lies, and its checksum."""
+def write_table(path: Path, rows: list[Any], dtype: np.dtype) -> None:
+    """Write the table that stands beside a shard: where its slices lie."""
     with atomic_path(path) as partial, partial.open("wb") as stream:
-        np.save(stream, np.array(rows, TABLE), allow_pickle=False)
+        np.save(stream, np.array(rows, dtype), allow_pickle=False)
 
 
-def read_table(folder: Path, record: ShardFile, slices: dict[str, int], parts: Sequence[str]) -> NDArray:
-    """Read a shard's table.
+def read_table(folder: Path, record: ShardFile, *, members: int, rows: int, dtype: np.dtype) -> NDArray:
+    """Read a shard's table of ``rows``; ``members`` is how many the shard's cases need.
 
     Raises:
-        ArtifactError: It is missing, not the one that the index speaks of, too short, or leads out of the shard.
+        ArtifactError: It is missing, not the one that the index speaks of, or too short.
     """
     path = folder / record.table
     if not path.is_file():
@@ -57,14 +55,12 @@ def read_table(folder: Path, record: ShardFile, slices: dict[str, int], parts: S
         table = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ArtifactError(f"The table of shard '{record.file}' is none", value=type(error).__name__) from None
-    expected = sum(slices[case] for case in record.cases) * len(parts)
-    if table.dtype != TABLE or len(table) != record.members or record.members != expected:
+    if table.dtype != dtype or table.shape != (rows,) or record.members != members:
         raise ArtifactError(
-            f"Shard '{record.file}' lacks members: its cases need {expected}", value=len(table), remedy=REMEDY
+            f"Shard '{record.file}' lacks members: its cases need {members}",
+            value=f"{record.members} members, {len(table)} rows in its table",
+            remedy=REMEDY,
         )
-    offset = table["offset"]
-    if (offset > record.bytes).any() or (offset + table["size"] > record.bytes).any():
-        raise ArtifactError(f"The table of shard '{record.file}' leads out of it", remedy=REMEDY)
     return table
 
 

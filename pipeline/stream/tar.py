@@ -1,4 +1,4 @@
-"""Tar shards: a plain WebDataset, and beside it a table of offsets for random access.
+"""Tar shards: a plain WebDataset, and beside it a table of where each slice begins, for random access.
 
 Members lie slice by slice, all modalities and the mask of a slice together, so that one read serves a clip.
 """
@@ -17,37 +17,41 @@ from numpy.typing import NDArray
 from pipeline.artifacts import atomic_path, file_sha256
 from pipeline.errors import ArtifactError
 from pipeline.records import ShardFile
-from pipeline.stream.codec import EXTENSION, MASK, checksum, decode_into, encode
+from pipeline.stream.codec import MASK, decode_into, encode, member_name, member_size
 from pipeline.stream.shard import REMEDY, Film, parts, patiently, read_table, write_table
 
+TABLE = np.dtype("<u4")  # blocks of the tar: where each slice begins, and where the last one ends
 _BLOCK = 512
 
 
 def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str) -> ShardFile:
     """Write ``NAME.tar`` and ``NAME.npy`` (the table) atomically; the same films give the same bytes."""
-    rows: list[tuple[int, int, int, int, int, int]] = []
+    blocks: list[int] = []
     cases: list[str] = []
+    members = 0
     tar_path, table_path = folder / f"{name}.tar", folder / f"{name}.npy"
     with atomic_path(tar_path) as partial, partial.open("wb") as stream:
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for number, film in enumerate(films):
+            for film in films:
                 cases.append(film.case_id)
                 for k in range(len(film.mask)):
-                    for p, part in enumerate(parts(tuple(film.frames))):
-                        data = encode(film.mask[k] if part == MASK else film.frames[part][k], codec)
-                        info = tarfile.TarInfo(f"{film.case_id}_{k:05d}.{part}.{EXTENSION}")
+                    blocks.append(tar.offset // _BLOCK)
+                    for part in parts(tuple(film.frames)):
+                        info = tarfile.TarInfo(member_name(film.case_id, k, part))
+                        data = encode(film.mask[k] if part == MASK else film.frames[part][k], info.name, codec)
                         info.size = len(data)
-                        rows.append((number, k, p, tar.offset + _BLOCK, len(data), checksum(data)))
                         tar.addfile(info, io.BytesIO(data))
+                        members += 1
+            blocks.append(tar.offset // _BLOCK)
         stream.flush()
-    write_table(table_path, rows)
+    write_table(table_path, blocks, TABLE)
     return ShardFile(
         file=tar_path.name,
         sha256=file_sha256(tar_path),
         bytes=tar_path.stat().st_size,
         table=table_path.name,
         table_sha256=file_sha256(table_path),
-        members=len(rows),
+        members=members,
         cases=cases,
     )
 
@@ -73,11 +77,14 @@ class TarShard:
                 allowed=f"{record.bytes} bytes",
                 remedy=REMEDY,
             )
-        self._table = read_table(folder, record, slices, parts)
+        count = sum(slices[case] for case in record.cases)
+        blocks = read_table(folder, record, members=count * len(parts), rows=count + 1, dtype=TABLE)
+        if np.any(blocks[1:] <= blocks[:-1]) or (int(blocks[-1]) + 2) * _BLOCK > record.bytes:
+            raise ArtifactError(f"The table of shard '{path.name}' leads out of it", remedy=REMEDY)
+        self._blocks = blocks  # four bytes a slice: all that an open shard keeps of its members
         self._parts = list(parts)
-        starts = np.cumsum([0, *(slices[case] * len(parts) for case in record.cases)])
-        self._first = dict(zip(record.cases, (int(s) for s in starts[:-1]), strict=True))
-        self._slices = {case: slices[case] for case in record.cases}
+        first = np.cumsum([0, *(slices[case] for case in record.cases)]).tolist()
+        self._films = {case: (at, slices[case]) for case, at in zip(record.cases, first, strict=False)}
         self._file = os.open(path, os.O_RDONLY)
 
     def read_into(self, case_id: str, start: int, count: int, out: dict[str, NDArray]) -> None:
@@ -85,35 +92,26 @@ class TarShard:
 
         Raises:
             IndexError: Outside the film.
-            ArtifactError: A read failed or came back short, or a member is not the one that the table speaks of.
+            ArtifactError: A read failed or came back short, or a member is not the one that belongs there.
         """
-        members = iter(self._members(case_id, start, count))
-        for k in range(count):
-            for part, member in zip(self._parts, members, strict=False):
-                if part in out:
-                    where = f"Slice {start + k} ('{part}') of case '{case_id}' in shard '{self.name}'"
-                    decode_into(member, out[part][k], where)
-
-    def _members(self, case_id: str, start: int, count: int) -> list[memoryview]:
-        if start < 0 or count < 1 or start + count > self._slices[case_id]:
-            raise IndexError(f"slices {start} to {start + count - 1} of a film of {self._slices[case_id]}")
-        first = self._first[case_id] + start * len(self._parts)
-        rows = self._table[first : first + count * len(self._parts)]
-        begin = int(rows["offset"][0])
-        length = int(rows["offset"][-1]) + int(rows["size"][-1]) - begin
+        first, slices = self._films[case_id]
+        if start < 0 or count < 1 or start + count > slices:
+            raise IndexError(f"slices {start} to {start + count - 1} of a film of {slices}")
+        blocks: list[int] = self._blocks[first + start : first + start + count + 1].tolist()
+        begin = blocks[0] * _BLOCK
+        length = blocks[-1] * _BLOCK - begin
         view = memoryview(self._pread(length, begin))
         if len(view) != length:
             raise ArtifactError(f"Shard '{self.name}' ended while being read", remedy=REMEDY)
-        offsets = (rows["offset"] - begin).tolist()
-        members = [view[o : o + s] for o, s in zip(offsets, rows["size"].tolist(), strict=True)]
-        # A sound member at the wrong place (another slice, after one was lost) has another checksum.
-        if any(checksum(m) != crc for m, crc in zip(members, rows["crc"].tolist(), strict=True)):
-            raise ArtifactError(
-                f"Shard '{self.name}' does not match its table "
-                f"(case '{case_id}', slices {start} to {start + count - 1})",
-                remedy=REMEDY,
-            )
-        return members
+        for k in range(count):
+            at = blocks[k] * _BLOCK - begin
+            for part in self._parts:
+                name = member_name(case_id, start + k, part)
+                at += _BLOCK  # the tar's own header
+                size = member_size(view, at, name, self.name)
+                if part in out:
+                    decode_into(view[at : at + size], out[part][k], name, self.name)
+                at += -(-size // _BLOCK) * _BLOCK
 
     def _pread(self, length: int, begin: int) -> bytes:
         return patiently(lambda: os.pread(self._file, length, begin), self.name, again=self._reopen)

@@ -22,11 +22,14 @@ from numpy.typing import NDArray
 from pipeline.artifacts import atomic_folder, content_hash, file_sha256
 from pipeline.errors import ArtifactError, DataError
 from pipeline.records import ShardFile, StoredFile
-from pipeline.stream.codec import MASK, blosc_size
+from pipeline.stream.codec import MASK, blosc_sizes
 from pipeline.stream.shard import REMEDY, Film, parts, patiently, read_table, write_table
 
 # What a reader finds where nothing was written. Water is 0 HU, air -1024: these are no one's tissue.
 FILL = {"int16": -32768, "uint8": 255}
+TABLE = np.dtype(
+    [("case", "<u2"), ("slice", "<u4"), ("part", "u1"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")]
+)
 _CRC = 4  # bytes of a crc32c behind what it covers
 _BLOSC_HEADER = 16
 _CHUNK = "c/0/0/0"  # the one chunk of an array, zarr's shard: the whole film
@@ -90,7 +93,7 @@ def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str) -> S
             for path in sorted(root.rglob("*"))
             if path.is_file()
         ]
-    write_table(table_path, rows)
+    write_table(table_path, rows, TABLE)
     return ShardFile(
         file=zarr_path.name,
         sha256=content_hash([file.model_dump() for file in files]),
@@ -149,7 +152,10 @@ class ZarrShard:
         contents = record.contents()
         for path, (expected, _) in contents.items():
             _check_size(folder / path, path, expected)
-        table = read_table(folder, record, slices, parts)
+        members = sum(slices[case] for case in record.cases) * len(parts)
+        table = read_table(folder, record, members=members, rows=members, dtype=TABLE)
+        if (table["offset"] > record.bytes).any() or (table["offset"] + table["size"] > record.bytes).any():
+            raise ArtifactError(f"The table of shard '{record.file}' leads out of it", remedy=REMEDY)
         self._offset, self._size, self._crc = (table[name].astype(np.int64) for name in ("offset", "size", "crc"))
         self._slices = {case: slices[case] for case in record.cases}
         self._first: dict[tuple[str, str], int] = {}
@@ -222,7 +228,7 @@ class ZarrShard:
             image[...] = payload.view(image.dtype.newbyteorder("<")).reshape(image.shape)
             return True
         # What blosc's header claims is compared before anything is allocated or written.
-        if len(payload) < _BLOSC_HEADER or blosc_size(payload.data) != image.nbytes:
+        if len(payload) < _BLOSC_HEADER or blosc_sizes(payload.data) != (image.nbytes, len(payload)):
             return False
         try:
             blosc.decompress(payload, image)

@@ -179,7 +179,7 @@ def test_a_lost_element_of_a_pair_is_noticed_though_the_size_is_the_same(fresh):
     rewrite_tar(first_shard(folder), lambda name: name != "a_00003.ct.slice")
     with SliceStore(folder) as store, pytest.raises(ArtifactError, match=r"shard-00000\.tar"):
         store.verify()
-    with pytest.raises(ArtifactError, match="does not match its table"):
+    with pytest.raises(ArtifactError, match="does not match its checksum"):
         read_everything(folder)
 
 
@@ -192,6 +192,20 @@ def test_a_lost_slice_never_becomes_its_neighbour(fresh):
         for k in range(3, 9):
             with pytest.raises(ArtifactError):
                 store.read("a", k, 1, {"ct": np.zeros((1, 6, 8), np.int16)})
+
+
+def test_slices_that_changed_places_are_noticed(fresh):
+    folder = fresh(codec="none")
+    path = first_shard(folder)
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as archive:
+        places = {member.name: member.offset for member in archive}
+    one, two = places["a_00003.ct.slice"], places["a_00004.ct.slice"]
+    length = 1024  # a header's block and one of data: 24 + 96 bytes
+    content[one : one + length], content[two : two + length] = content[two : two + length], content[one : one + length]
+    path.write_bytes(content)
+    with SliceStore(folder) as store, pytest.raises(ArtifactError, match=r"'a_00003\.ct\.slice' in shard"):
+        store.film("a", "ct")
 
 
 def altered(path, change):
@@ -210,15 +224,31 @@ def test_an_index_that_was_altered_is_refused(fresh):
         ShardIndex.load(folder)
 
 
-def test_a_table_without_an_element_is_refused(fresh):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda blocks: blocks[:-1], "lacks members: its cases need 42"),
+        (lambda blocks: blocks.astype("<u8"), "lacks members"),
+        (lambda blocks: blocks + blocks[-1], "leads out of it"),
+        (lambda blocks: blocks[::-1].copy(), "leads out of it"),
+        (lambda blocks: np.repeat(blocks[:1], len(blocks)), "leads out of it"),
+    ],
+)
+def test_a_table_that_does_not_fit_its_shard_is_refused(fresh, change, message):
     folder = fresh()
     table = folder / "shard-00000.npy"
-    rows = np.load(table)
-    np.save(table, rows[:-1])
+    np.save(table, change(np.load(table)))
     with pytest.raises(ArtifactError, match=r"table of shard 'shard-00000.tar' does not match"):
         SliceStore(folder)
-    altered(folder, lambda d: d["shards"][0].update(table_sha256=file_sha256(table), members=41))
-    with pytest.raises(ArtifactError, match=r"lacks members: its cases need 42. Found: 41"):
+    altered(folder, lambda d: d["shards"][0].update(table_sha256=file_sha256(table)))
+    with pytest.raises(ArtifactError, match=message):
+        SliceStore(folder)
+
+
+def test_shards_of_an_older_version_say_what_to_do(fresh):
+    folder = fresh()
+    altered(folder, lambda d: d.update(schema=1))
+    with pytest.raises(ArtifactError, match=r"another schema version. Found: 1. Allowed: 2. Write it again"):
         SliceStore(folder)
 
 
