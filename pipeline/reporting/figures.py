@@ -18,9 +18,8 @@ from pipeline.reporting.tables import Column
 # Pictures are read on black, as on a workstation; there zero must be black too, and low and high tell apart
 # for readers who cannot tell red from green.
 ROOM = Theme("room", "#000000", "#d6dde5", "#5b6673", "#000000", "#93a0ae", ())
-DIFFERENCE_COLOURS = LinearSegmentedColormap.from_list(
-    "blue_black_red", ["#c4e1ff", "#2f86d0", "#000000", "#d4532f", "#ffcfb5"]
-)
+DIFFERENCE_STOPS = ((196, 225, 255), (47, 134, 208), (0, 0, 0), (212, 83, 47), (255, 207, 181))
+DIFFERENCE_COLOURS = LinearSegmentedColormap.from_list("blue_black_red", np.array(DIFFERENCE_STOPS) / 255)
 _WIDTH_IN = 10.5
 _BIN_COUNT = 100
 _CHART_IN = (4.4, 3.1)

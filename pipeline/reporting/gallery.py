@@ -12,14 +12,16 @@ from pipeline.errors import CinevoxError
 from pipeline.metrics.comparison import CaseFiles
 from pipeline.progress import track
 from pipeline.records import Scores, Translation, unique
-from pipeline.reporting.figures import Histogram, at_a_glance, continuity, panels, profile
-from pipeline.reporting.page import CasePage, Pane, Picture, Pictures, data_uri
-from pipeline.reporting.pictures import PictureCase, load_picture
+from pipeline.reporting.figures import DIFFERENCE_STOPS, Histogram, at_a_glance, continuity, panels, profile
+from pipeline.reporting.film import make_film
+from pipeline.reporting.page import CasePage, FilmPane, Pane, Picture, Pictures, data_uri
+from pipeline.reporting.pictures import PictureCase, centre, load_picture
 from pipeline.reporting.style import DARK, LIGHT, Theme, chart_bytes, photo_bytes, rasterise, save_png
 from pipeline.reporting.tables import SOURCE, columns, regions
 from pipeline.settings import ReportSettings
 
 _HU_MODALITIES = ("ct", "cbct")
+_HU_LIMITS = (-1024.0, 3071.0)
 
 
 class Gallery:
@@ -35,6 +37,8 @@ class Gallery:
             # Windows are stated in HU; other units are shown over the range of the scores.
             low, high = (float(v) for v in scores.profile["clip"])
             self.windows, self.difference = {"range": ((low + high) / 2, high - low)}, (high - low) / 10
+        self.limits = tuple(float(v) for v in scores.profile.get("clip", _HU_LIMITS))
+        self.film_bytes = int(settings.film_megabytes * 1e6)  # what the films still to come may take
         self.notes: list[str] = []
         self.files: dict[str, dict[str, CaseFiles]] = {}
         self.show_source = False
@@ -50,7 +54,7 @@ class Gallery:
             pictures.overview.append(glance)
         pooled = self._histogram()
         chosen = self._choose()
-        for case, rank in track(list(chosen.items()), "Drawing", len(chosen)):
+        for place, (case, rank) in enumerate(track(list(chosen.items()), "Drawing", len(chosen))):
             try:
                 loaded = load_picture(
                     self.files[case], unit=self.unit, body_threshold_hu=self.threshold, show_source=self.show_source
@@ -61,7 +65,8 @@ class Gallery:
                 continue
             self.notes += loaded.notes
             pooled.add(loaded)
-            pictures.cases.append(self._case(loaded, rank))
+            film = self._film(loaded, len(chosen) - place)
+            pictures.cases.append(self._case(loaded, rank, film))
         if len(pictures.cases) > 1:
             alt = f"Histogram of the differences to the target over the {len(pictures.cases)} cases that are shown."
             pictures.overview.append(self._chart(lambda theme: pooled.draw(self.methods, theme), "differences", alt))
@@ -106,7 +111,23 @@ class Gallery:
     def _histogram(self) -> Histogram:
         return Histogram(self.unit, 2.5 * self.difference)
 
-    def _case(self, case: PictureCase, rank: str) -> CasePage:
+    def _film(self, case: PictureCase, left: int) -> FilmPane | None:
+        """Return the case's film in its share of the bytes that ``left`` films may still take."""
+        if not self.settings.film_megabytes:
+            return None
+        film = make_film(case, self.limits, self.film_bytes // left)
+        self.film_bytes -= film.bytes
+        header = film.header() | {
+            "case": case.case,
+            "start": film.nearest(centre(case)[0]),
+            "windows": [(name, level, width) for name, (level, width) in self.windows.items()],
+            "difference_end": self.difference,
+            "colours": DIFFERENCE_STOPS,
+        }
+        caption = f"The film holds {film.describe()}. Its differences are taken between these values."
+        return FilmPane(header, [part.data for part in film.tracks], caption)
+
+    def _case(self, case: PictureCase, rank: str, film: FilmPane | None) -> CasePage:
         panes = []
         for place, (name, window) in enumerate(self.windows.items()):
             # Differences do not depend on the window, so they are drawn once.
@@ -136,7 +157,7 @@ class Gallery:
                 f"Case {case.case}: mean absolute error of each slice along the axis.",
             ),
         ]
-        return CasePage(case.case, case.patient, rank, panes, charts)
+        return CasePage(case.case, case.patient, rank, panes, charts, film)
 
     def _photo(self, figure: Figure, name: str, alt: str) -> Picture:
         image = rasterise(figure)

@@ -1,4 +1,4 @@
-"""The report as one self-contained page: no script, no request, everything from data escaped."""
+"""The report as one self-contained page: no request, no script but the film player, everything from data escaped."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pipeline.records import Scores, unique
 from pipeline.reporting.tables import SOURCE, case_table, columns, regions, summary_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_SCRIPTS = ("film.js", "film_player.js", "film_input.js")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class Pane:
 
 
 @dataclass(frozen=True)
+class FilmPane:
+    """A film inside the page: plain data for the player, the packed tracks in their order, and what was thinned."""
+
+    header: dict[str, Any]
+    tracks: list[str]
+    caption: str
+
+
+@dataclass(frozen=True)
 class CasePage:
     """The pictures of one case; ``rank`` says why it was chosen."""
 
@@ -49,6 +59,7 @@ class CasePage:
     rank: str
     panes: list[Pane]
     charts: list[Picture]
+    film: FilmPane | None = None
 
 
 @dataclass
@@ -74,9 +85,9 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
         notes: Remarks, in addition to those of the scores.
         settings: Plain data, printed at the end.
     """
-    css = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
-    # The policy allows this one style sheet by its hash: nothing that comes from data can style or run.
-    style_hash = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    filmed = any(case.film for case in pictures.cases)
+    css = _read("report.css", *(["film.css"] if filmed else []))
+    script = _read(*_SCRIPTS) if filmed else ""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -87,8 +98,11 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
     names = regions(scores)
     methods = unique(s.method for s in scores.scores)
     return environment.get_template("report.html.j2").render(
-        css=Markup(css),  # noqa: S704 - our own file
-        style_hash=style_hash,
+        css=Markup(css),  # noqa: S704 - our own files
+        script=Markup(script),  # noqa: S704 - our own files
+        # The policy allows this one style sheet and this one script by their hashes: nothing from data styles or runs.
+        style_hash=_source_hash(css),
+        script_hash=_source_hash(script),
         title=title,
         date=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         version=__version__,
@@ -105,6 +119,15 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
         notes=notes,
         settings=json.dumps(settings, indent=2, ensure_ascii=False, default=str),
     )
+
+
+def _read(*names: str) -> str:
+    return "\n".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in names)
+
+
+def _source_hash(text: str) -> str:
+    """Return the hash by which a content security policy allows an element with this text."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def write_page(path: Path, html: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError
+from pipeline.geometry import Grid
 from pipeline.imaging.film import bounding_box
 from pipeline.metrics.comparison import CaseFiles, on_grid, read_film, read_target
 
@@ -19,8 +20,8 @@ _MARGIN_MM = 8.0
 class PictureCase:
     """A case to draw: ``volumes`` (source first, then methods) and ``target`` in film order, float32, in ``unit``.
 
-    ``region`` is where 'MAE' is taken and ``frame`` what the pictures show (Boolean, film order); ``spacing_mm`` is
-    (slice, row, column).
+    ``region`` is where 'MAE' is taken and ``frame`` what the pictures show (Boolean, film order); ``affine`` maps
+    (slice, row, column) to mm in RAS+.
     """
 
     case: str
@@ -30,10 +31,15 @@ class PictureCase:
     region: NDArray[np.bool_]
     frame: NDArray[np.bool_]
     region_name: str
-    spacing_mm: tuple[float, float, float]
+    affine: NDArray[np.float64]
     unit: str
     other_source: NDArray[np.float32] | None = None  # a source in another unit: shown on a scale of its own
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Slice, row and column spacing."""
+        return Grid(self.target.shape, self.affine).spacing_mm  # type: ignore[arg-type]
 
     def error(self, name: str) -> NDArray[np.float32]:
         """Return ``volume - target`` in the case's unit; NaN where the target has no voxels."""
@@ -121,7 +127,7 @@ def load_picture(
         region=region,
         frame=frame,
         region_name=name,
-        spacing_mm=grid.spacing_mm,
+        affine=grid.affine,
         unit=unit,
         other_source=other_source,
         notes=notes,
@@ -137,7 +143,7 @@ def centre(case: PictureCase) -> tuple[int, int, int]:
 
 def views(case: PictureCase, axial: int) -> list[View]:
     """Return ``axial`` slices spread evenly over the region, one coronal and one sagittal plane through its middle."""
-    box = _crop(case)
+    box = crop(case)
     slices = np.flatnonzero(case.region.any(axis=(1, 2)))
     slices = slices if slices.size else np.arange(case.region.shape[0])
     last = len(slices) - 1
@@ -151,7 +157,8 @@ def views(case: PictureCase, axial: int) -> list[View]:
     return planes
 
 
-def _crop(case: PictureCase) -> tuple[slice, slice, slice]:
+def crop(case: PictureCase) -> tuple[slice, slice, slice]:
+    """Return the box that pictures show: all slices, in the plane the frame with a margin."""
     box = bounding_box(case.frame)
     shape = case.region.shape
     if box is None:

@@ -2,33 +2,11 @@
 
 import numpy as np
 import pytest
+from picture_case import SHAPE, picture
 
 from pipeline.reporting.figures import Histogram, continuity, panels, profile
-from pipeline.reporting.pictures import PictureCase, centre, views
+from pipeline.reporting.pictures import centre, views
 from pipeline.reporting.style import LIGHT, chart_bytes, label, photo_bytes, rasterise
-
-SHAPE = (8, 20, 24)
-
-
-def picture(region=None, **changes):
-    rng = np.random.default_rng(0)
-    target = rng.normal(0, 100, SHAPE).astype(np.float32)
-    if region is None:
-        region = np.zeros(SHAPE, bool)
-        region[2:7, 5:15, 6:18] = True
-    data = {
-        "case": "c1",
-        "patient": "p1",
-        "volumes": {"source": target + 50, "a": target - 10},
-        "target": target,
-        "region": region,
-        "frame": region,
-        "region_name": "mask",
-        "spacing_mm": (3.0, 1.0, 2.0),
-        "unit": "HU",
-    }
-    return PictureCase(**{**data, **changes})
-
 
 def test_views_lie_in_the_region_and_keep_millimetres():
     found = views(picture(), 3)

@@ -1,0 +1,140 @@
+"use strict";
+// A film: the volumes of one case as codes, their colours, and pictures of one slice. It knows canvases, no controls.
+
+const UNKNOWN = 0xff2b2017; // ABGR, as canvases store pixels: where a volume has no voxels
+const OUTLINE = 0xff4cc9f2;
+const HALF = 0x7f7f7f;
+const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
+
+/** Restore the codes of one track: undo base64, deflate, the byte planes and the median prediction. */
+async function decode(text, rows, columns) {
+  const packed = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
+  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+  const count = bytes.length / 2;
+  const codes = new Uint16Array(count);
+  for (let i = 0; i < count; i++) {
+    const folded = bytes[i] | (bytes[count + i] << 8);
+    const column = i % columns;
+    const row = ((i - column) / columns) % rows;
+    const left = column ? codes[i - 1] : 0;
+    const above = row ? codes[i - columns] : 0;
+    const corner = row && column ? codes[i - columns - 1] : 0;
+    const guess = clamp(left + above - corner, Math.min(left, above), Math.max(left, above));
+    codes[i] = guess + ((folded >>> 1) ^ -(folded & 1));
+  }
+  return codes;
+}
+
+class Film {
+  /** Take the header that the page carries: grid, windows and tracks without voxels. */
+  constructor(header) {
+    Object.assign(this, header);
+    [this.slices, this.rows, this.columns] = header.shape;
+    this.size = this.rows * this.columns;
+    const kind = (name) => this.tracks.filter((track) => track.kind === name);
+    [this.source, this.target, this.region] = ["source", "target", "region"].map((name) => kind(name)[0]);
+    this.methods = kind("method");
+    this.images = [...(this.source ? [this.source] : []), ...this.methods, this.target];
+  }
+
+  /** Unpack all tracks, whose texts come in their order, and measure the error of every slice. */
+  async load(texts) {
+    for (const [place, track] of this.tracks.entries()) {
+      track.codes = await decode(texts[place], this.rows, this.columns);
+    }
+    for (const track of this.images) if (this.comparable(track)) track.errors = this.sliceErrors(track);
+  }
+
+  /** Whether a track shares the target's unit, so that a difference means something. */
+  comparable(track) {
+    return track !== this.target && !track.window;
+  }
+
+  /** Mean absolute difference to the target per slice inside the region; null where there is none. */
+  sliceErrors(track) {
+    const [from, to, inside] = [track.codes, this.target.codes, this.region.codes];
+    return Array.from({ length: this.slices }, (_, slice) => {
+      let sum = 0;
+      let count = 0;
+      for (let i = slice * this.size; i < (slice + 1) * this.size; i++) {
+        if (!inside[i] || !from[i] || !to[i]) continue;
+        sum += Math.abs(from[i] - to[i]);
+        count++;
+      }
+      return count ? (sum / count) * this.target.step : null;
+    });
+  }
+
+  /** The value of one voxel in the track's unit, or null. */
+  value(track, slice, row, column) {
+    const code = track.codes[(slice * this.rows + row) * this.columns + column];
+    return code ? track.low + (code - 1) * track.step : null;
+  }
+
+  /** The difference of a track to the target at one voxel, or null. */
+  difference(track, slice, row, column) {
+    const at = (slice * this.rows + row) * this.columns + column;
+    const [from, to] = [track.codes[at], this.target.codes[at]];
+    return from && to ? (from - to) * this.target.step : null;
+  }
+
+  /** Position of a voxel in mm, RAS+. */
+  world(slice, row, column) {
+    return this.affine.map((line) => line[0] * slice + line[1] * row + line[2] * column + line[3]);
+  }
+
+  /** Greys of all codes of a track for a window. */
+  greys(track, { level, width }) {
+    const table = new Uint32Array(track.levels + 1).fill(UNKNOWN);
+    for (let code = 1; code <= track.levels; code++) {
+      const value = track.low + (code - 1) * track.step;
+      const grey = Math.round(clamp((value - level) / width + 0.5, 0, 1) * 255);
+      table[code] = 0xff000000 | (grey * 0x010101);
+    }
+    return table;
+  }
+
+  /** Colours of the code differences -levels ... levels, symmetric about black; `span` is the end of the scale. */
+  differences(span) {
+    const { levels, step } = this.target;
+    const stops = this.colours;
+    return Uint32Array.from({ length: 2 * levels + 1 }, (_, place) => {
+      const along = clamp(((place - levels) * step) / span / 2 + 0.5, 0, 1) * (stops.length - 1);
+      const from = Math.min(Math.floor(along), stops.length - 2);
+      const mix = (c) => Math.round(stops[from][c] + (along - from) * (stops[from + 1][c] - stops[from][c]));
+      return 0xff000000 | (mix(2) << 16) | (mix(1) << 8) | mix(0);
+    });
+  }
+
+  /** Fill `pixels` (ABGR) with one slice of a track. */
+  paint(pixels, slice, track, table) {
+    const start = slice * this.size;
+    for (let i = 0; i < this.size; i++) pixels[i] = table[track.codes[start + i]];
+  }
+
+  /** Fill `pixels` with one slice of a track's difference to the target. */
+  paintDifference(pixels, slice, track, table) {
+    const [from, to, middle, start] = [track.codes, this.target.codes, this.target.levels, slice * this.size];
+    for (let i = start, j = 0; j < this.size; i++, j++) {
+      pixels[j] = from[i] && to[i] ? table[from[i] - to[i] + middle] : UNKNOWN;
+    }
+  }
+
+  /** Draw the edge of the region over `pixels`. */
+  paintOutline(pixels, slice) {
+    const inside = this.region.codes;
+    const [rows, columns, start] = [this.rows, this.columns, slice * this.size];
+    for (let row = 0, i = start; row < rows; row++) {
+      for (let column = 0; column < columns; column++, i++) {
+        if (!inside[i]) continue;
+        const beside = (column && !inside[i - 1]) || (column + 1 < columns && !inside[i + 1]);
+        const across = (row && !inside[i - columns]) || (row + 1 < rows && !inside[i + columns]);
+        if (!beside && !across) continue;
+        // Half of the picture shows through.
+        const mixed = ((pixels[i - start] >>> 1) & HALF) + ((OUTLINE >>> 1) & HALF);
+        pixels[i - start] = 0xff000000 | mixed;
+      }
+    }
+  }
+}
