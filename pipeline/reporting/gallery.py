@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pipeline.errors import CinevoxError
+from pipeline.errors import CinevoxError, DataError
 from pipeline.metrics.comparison import CaseFiles
 from pipeline.progress import track
 from pipeline.records import Scores, Translation, unique
@@ -65,8 +65,7 @@ class Gallery:
                 continue
             self.notes += loaded.notes
             pooled.add(loaded)
-            film = self._film(loaded, len(chosen) - place)
-            pictures.cases.append(self._case(loaded, rank, film))
+            pictures.cases.append(self._case(loaded, rank, self.film(loaded, len(chosen) - place)))
         if len(pictures.cases) > 1:
             alt = f"Histogram of the differences to the target over the {len(pictures.cases)} cases that are shown."
             pictures.overview.append(self._chart(lambda theme: pooled.draw(self.methods, theme), "differences", alt))
@@ -111,11 +110,15 @@ class Gallery:
     def _histogram(self) -> Histogram:
         return Histogram(self.unit, 2.5 * self.difference)
 
-    def _film(self, case: PictureCase, left: int) -> FilmPane | None:
-        """Return the case's film in its share of the bytes that ``left`` films may still take."""
+    def film(self, case: PictureCase, left: int = 1) -> FilmPane | None:
+        """Return the case's film in its share of the bytes that ``left`` films may still take, or None."""
         if not self.settings.film_megabytes:
             return None
-        film = make_film(case, self.limits, self.film_bytes // left)
+        try:
+            film = make_film(case, self.limits, self.film_bytes // left)
+        except DataError as error:
+            self.notes.append(str(error))
+            return None
         self.film_bytes -= film.bytes
         header = film.header() | {
             "case": case.case,
