@@ -32,12 +32,12 @@ class Gallery:
         self.methods = [name for name in scores.methods() if name != SOURCE]
         self.unit = str(scores.profile.get("unit", "HU"))
         self.threshold = float(scores.profile.get("body_threshold_hu", -500))
+        low, high = (float(v) for v in scores.profile.get("clip", _HU_LIMITS))
+        self.limits = (low, high)  # what films keep
         self.windows, self.difference = dict(settings.windows), settings.difference
         if self.unit != "HU" and "clip" in scores.profile:
             # Windows are stated in HU; other units are shown over the range of the scores.
-            low, high = (float(v) for v in scores.profile["clip"])
             self.windows, self.difference = {"range": ((low + high) / 2, high - low)}, (high - low) / 10
-        self.limits = tuple(float(v) for v in scores.profile.get("clip", _HU_LIMITS))
         self.film_bytes = int(settings.film_megabytes * 1e6)  # what the films still to come may take
         self.notes: list[str] = []
         self.files: dict[str, dict[str, CaseFiles]] = {}

@@ -39,7 +39,7 @@ class PictureCase:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Slice, row and column spacing."""
-        return Grid(self.target.shape, self.affine).spacing_mm  # type: ignore[arg-type]
+        return Grid(self.target.shape, self.affine).spacing_mm
 
     def error(self, name: str) -> NDArray[np.float32]:
         """Return ``volume - target`` in the case's unit; NaN where the target has no voxels."""

@@ -115,7 +115,9 @@ class BrowserPage:
 
     def settle(self):
         """Wait until what was sent has been drawn."""
-        self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))")
+        self.evaluate(
+            "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+        )
 
     def key(self, key, modifiers=0):
         code, number = _KEYS.get(key) or (f"Key{key.upper()}", ord(key.upper()))

@@ -2,6 +2,10 @@
 
 import numpy as np
 
+from pipeline.config import compose
+from pipeline.records import Score, Scores
+from pipeline.reporting.gallery import Gallery
+from pipeline.reporting.page import CasePage, Pictures, render
 from pipeline.reporting.pictures import PictureCase
 
 SHAPE = (8, 20, 24)
@@ -33,3 +37,17 @@ def picture(region=None, **changes):
         "unit": "HU",
     }
     return PictureCase(**{**data, **changes})
+
+
+def film_gallery(case, folder, *overrides):
+    """A gallery of the case's methods; nothing is read or drawn."""
+    common = {"case": "c1", "patient": "p1", "region": "mask", "metric": "mae", "unit": case.unit, "better": "lower"}
+    rows = [Score(method=method, value=1.0, **common) for method in case.volumes]
+    profile = {"name": "ct", "unit": case.unit, "clip": [-1024, 3071], "regions": {}}
+    return Gallery(Scores(schema=1, profile=profile, scores=rows, summary=[]), compose(list(overrides)).report, folder)
+
+
+def film_page(gallery, case):
+    """A page with one film and nothing else."""
+    pictures = Pictures(cases=[CasePage(case.case, case.patient, "", [], [], gallery.film(case))])
+    return render(gallery.scores, pictures, title="A report", notes=gallery.notes, settings={})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from picture_case import film_affine, picture
+from picture_case import film_affine, film_gallery, film_page, picture
 
 from pipeline.errors import DataError
 from pipeline.reporting.film import make_film, pack, quantise
@@ -115,3 +115,21 @@ def test_empty_and_unknown_volumes_make_a_film():
     case = picture(empty, target=unknown, volumes={"a": unknown}, other_source=unknown)
     film = make_film(case, LIMITS, ROOMY)
     assert film.shape == (4, 8, 8) and np.isnan(values(film, "target")).all()
+
+
+def test_films_share_their_bytes_and_hand_on_what_they_leave(tmp_path):
+    case = picture()
+    whole = film_gallery(case, tmp_path).film(case)
+    need = sum(map(len, whole.tracks))
+    gallery = film_gallery(case, tmp_path, f"report.film_megabytes={need * 1.9 / 1e6}")
+    first, second = gallery.film(case, 2), gallery.film(case, 1)
+    assert sum(map(len, first.tracks + second.tracks)) <= need * 1.9
+    assert "steps of 1 HU" in second.caption and "steps of 1 HU" not in first.caption
+
+
+def test_no_film_no_script(tmp_path):
+    case = picture()
+    assert "<script" in film_page(film_gallery(case, tmp_path), case)
+    for megabytes, note in ((0, ""), (1e-5, "No film of case &#39;c1&#39; fits")):
+        page = film_page(film_gallery(case, tmp_path, f"report.film_megabytes={megabytes}"), case)
+        assert "<script" not in page and "script-src" not in page and note in page

@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 from browser_page import SHIFT, BrowserPage
-from picture_case import SHAPE, film_affine, picture
-
-from pipeline.config import compose
-from pipeline.records import Score, Scores
-from pipeline.reporting.gallery import Gallery
-from pipeline.reporting.page import CasePage, Pictures, render
+from picture_case import SHAPE, film_affine, film_gallery, film_page, picture
 
 pytestmark = pytest.mark.browser
 HOSTILE = "</script><script>document.title='owned'</script>\"'<b>"
@@ -26,24 +21,15 @@ def case():
     return picture(region, target=target, volumes=volumes, affine=made.affine)
 
 
-def write_film(folder, case, methods):
-    """Write a page with one film and nothing else."""
-    profile = {"name": "ct", "unit": case.unit, "clip": [-1024, 3071], "regions": {}}
-    rows = [
-        Score(case="c1", patient="p1", method=m, region="mask", metric="mae", value=1.0, unit="HU", better="lower")
-        for m in methods
-    ]
-    scores = Scores(schema=1, profile=profile, scores=rows, summary=[])
-    gallery = Gallery(scores, compose([]).report, folder / "figures")
-    pictures = Pictures(cases=[CasePage("c1", "p1", "", [], [], gallery.film(case))])
+def write_page(folder, case):
     path = folder / "report.html"
-    path.write_text(render(scores, pictures, title="A report", notes=[], settings={}), encoding="utf-8")
+    path.write_text(film_page(film_gallery(case, folder), case), encoding="utf-8")
     return path.as_uri()
 
 
 @pytest.fixture(scope="module")
 def address(case, tmp_path_factory):
-    return write_film(tmp_path_factory.mktemp("film"), case, ["source", HOSTILE, "second"])
+    return write_page(tmp_path_factory.mktemp("film"), case)
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +255,7 @@ def test_source_in_another_unit_has_no_difference(browser, case, tmp_path):
     other = picture(case.region, target=case.target, volumes={"a": case.volumes["source"]}, other_source=mr)
     browser.complaints.clear()
     browser.resize(1280, 900)
-    browser.open(write_film(tmp_path, other, ["a"]))
+    browser.open(write_page(tmp_path, other))
     browser.wait("document.querySelector('.film').dataset.slice")
     browser.evaluate("document.querySelector('.film-panes').focus()")
     browser.key("f")

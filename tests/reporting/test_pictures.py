@@ -8,6 +8,7 @@ from pipeline.reporting.figures import Histogram, continuity, panels, profile
 from pipeline.reporting.pictures import centre, views
 from pipeline.reporting.style import LIGHT, chart_bytes, label, photo_bytes, rasterise
 
+
 def test_views_lie_in_the_region_and_keep_millimetres():
     found = views(picture(), 3)
     axial = [v.index for v in found if v.plane == "axial"]

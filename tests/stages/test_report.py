@@ -2,8 +2,8 @@
 
 import base64
 import hashlib
+import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
@@ -30,6 +30,10 @@ class Tags(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
+def policy_of(html):
+    return next(a["content"] for t, a in Tags(html).tags if a.get("http-equiv") == "Content-Security-Policy")
+
+
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
     root = tmp_path_factory.mktemp("scored")
@@ -48,11 +52,14 @@ def page(scored):
     return scored / "r" / "report.html"
 
 
-def test_page_is_self_contained_and_has_no_script(page):
+def test_page_is_self_contained_and_runs_only_the_film_player(page):
     html = page.read_text()
     tags = Tags(html).tags
     names = {tag for tag, _ in tags}
-    assert not names & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    assert not names & {"link", "iframe", "object", "embed", "form", "base"}
+    scripts = [attributes for tag, attributes in tags if tag == "script"]
+    assert [s for s in scripts if s.get("type") not in ("application/json", "text/plain")] == [{}]
+    assert not any("src" in s for s in scripts)
     for tag, attributes in tags:
         assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
         for name in ("src", "srcset"):
@@ -64,13 +71,26 @@ def test_page_is_self_contained_and_has_no_script(page):
     assert "http://" not in html and "https://" not in html
 
 
-def test_policy_allows_only_our_style(page):
+def test_policy_allows_only_our_style_and_our_script(page):
     html = page.read_text()
-    policy = next(a["content"] for t, a in Tags(html).tags if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
-    css = re.search(r"<style>(.*?)</style>", html, re.DOTALL).group(1)
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    assert f"'sha256-{digest}'" in policy
+    style, script = (
+        base64.b64encode(hashlib.sha256(re.search(pattern, html, re.DOTALL).group(1).encode()).digest()).decode()
+        for pattern in (r"<style>(.*?)</style>", r"<script>(.*?)</script>")
+    )
+    assert policy_of(html) == (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def test_film_header_is_data_and_keeps_to_its_bytes(page):
+    header = re.search(r'class="film-header">(.*?)</script>', page.read_text(), re.DOTALL).group(1)
+    assert not re.search("[<>&]", header)  # a name cannot end the element
+    film = json.loads(header)
+    names = [track["name"] for track in film["tracks"]]
+    assert names == ["source", "first $x^2$", HOSTILE, "target", "mask"]
+    assert film["windows"][0] == ["soft tissue", 40, 400] and film["unit"] == "HU"
+    assert "every slice, 4 mm apart; pixels of 6 × 6 mm; values in steps of 1 HU" in page.read_text()
 
 
 def test_hostile_label_is_text(page):
@@ -137,13 +157,12 @@ def test_file_names_are_safe():
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="no Chromium")
-def test_browser_runs_nothing_and_requests_nothing(page, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
+def test_browser_requests_nothing_and_blocks_nothing(page, tmp_path, chromium):
     log = tmp_path / "net.json"
     command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-        f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", "--enable-logging=stderr", "--v=0",
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--log-net-log={log}", "--enable-logging=stderr", "--v=0",
         "--dump-dom", page.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
