@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.artifacts import content_hash, read_json, write_json
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, ConfigError
 
 CASE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MODALITY = re.compile(r"[a-z][a-z0-9]{0,15}")
@@ -78,6 +78,7 @@ class Case(BaseModel):
     case_id: CaseId
     patient: str
     split: Split
+    fold: int = 0  # of a cross-validation: 1 to the record's folds; 0: none
     volumes: dict[Modality, VolumeFile]
     masks: dict[str, VolumeFile] = Field(default_factory=dict)  # 'body', 'field_of_view': non-zero is inside
     flags: list[str] = Field(default_factory=list)  # suspicions that did not stop the case
@@ -99,6 +100,7 @@ class Cohort(Record):
     schema_version: Literal[1] = Field(default=1, alias="schema")
     name: str
     root: str
+    folds: int = 0
     cases: list[Case]
     excluded: list[Excluded] = Field(default_factory=list)
     made_by: dict[str, Any] = Field(default_factory=dict)  # verb and settings that made it
@@ -106,13 +108,15 @@ class Cohort(Record):
     @model_validator(mode="after")
     def _unique(self) -> Self:
         seen: set[str] = set()
-        split_of: dict[str, str] = {}
+        split_of: dict[str, tuple[str, int]] = {}
         for case in self.cases:
             if case.case_id.lower() in seen:
                 raise ValueError(f"case '{case.case_id}' is listed twice (names are compared without case)")
             seen.add(case.case_id.lower())
-            if split_of.setdefault(case.patient, case.split) != case.split:
-                raise ValueError(f"a patient of case '{case.case_id}' is in two splits")
+            if split_of.setdefault(case.patient, (case.split, case.fold)) != (case.split, case.fold):
+                raise ValueError(f"a patient of case '{case.case_id}' is in two splits or folds")
+            if not (1 if self.folds else 0) <= case.fold <= self.folds:
+                raise ValueError(f"case '{case.case_id}' is in fold {case.fold} of {self.folds}")
         return self
 
     def path(self, volume: VolumeFile) -> Path:
@@ -122,6 +126,15 @@ class Cohort(Record):
     def select(self, split: str) -> list[Case]:
         """Return the cases of one split, or all of them for 'all'."""
         return [case for case in self.cases if split in ("all", case.split)]
+
+
+def split_in(case: Case | ShardCase, fold: int, folds: int) -> Split:
+    """Return a case's split when ``fold`` is tested: the next fold validates, the others train; 0: its own split."""
+    if not fold:
+        return case.split
+    if case.fold == fold:
+        return "test"
+    return "validation" if case.fold == fold % folds + 1 else "train"
 
 
 class StoredFile(BaseModel):
@@ -163,6 +176,7 @@ class ShardCase(BaseModel):
     case_id: CaseId
     patient: str
     split: Split
+    fold: int = 0  # as in the cohort
     shard: int
     slices: int
     film_grid: GridRecord  # the stored film: (slices, rows, columns)
@@ -189,6 +203,7 @@ class ShardIndex(Record):
     config_hash: str
     cohort: str  # where cohort.json lies
     cohort_hash: str
+    folds: int = 0
     codec: Literal["lz4", "none"]
     axes: Literal["SPL"]
     spacing_mm: tuple[float, float, float]  # slice, row, column
@@ -220,9 +235,22 @@ class ShardIndex(Record):
         content = self.model_dump(mode="json", by_alias=True, exclude={"seal"})
         return self.model_copy(update={"seal": content_hash(content)})
 
-    def select(self, split: str) -> list[ShardCase]:
-        """Return the cases of one split, or all of them for 'all'."""
-        return [case for case in self.cases if split in ("all", case.split)]
+    def select(self, split: str, fold: int = 0) -> list[ShardCase]:
+        """Return the cases of one split, or all of them for 'all'; with ``fold``, of that turn of a cross-validation.
+
+        Raises:
+            ConfigError: The shards have no such fold.
+        """
+        if fold > self.folds:
+            raise ConfigError(
+                "The shards have no such fold"
+                if self.folds
+                else "The patients of these shards were not dealt to folds",
+                value=f"fold={fold}",
+                allowed=f"1 to {self.folds}" if self.folds else "0",
+                remedy="" if self.folds else "Set cohort.split.folds and run again from 'cinevox cohort'",
+            )
+        return [case for case in self.cases if split in ("all", split_in(case, fold, self.folds))]
 
 
 class TranslatedCase(BaseModel):
@@ -252,6 +280,7 @@ class Translation(Record):
     source_modality: str
     target_modality: str
     unit: str
+    fold: int = 0  # whose patients these are, tested by a run that was not trained on them; 0: no cross-validation
     cases: list[TranslatedCase]
     excluded: list[Excluded] = Field(default_factory=list)
     settings: dict[str, Any] = Field(default_factory=dict)

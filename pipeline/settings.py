@@ -22,12 +22,21 @@ class Section(BaseModel):
 
 
 class SplitSettings(Section):
-    """Fractions of patients, or lists of patients that decide before the fractions do."""
+    """Fractions of patients, or lists of patients that decide before the fractions do; folds beside them."""
 
     fractions: dict[Literal["train", "validation", "test"], Fraction]
     train: list[str]
     validation: list[str]
     test: list[str]
+    folds: Annotated[int, Field(ge=0)]  # of a cross-validation, which `fold` chooses from; 0: none
+
+    @model_validator(mode="after")
+    def _folds_are_possible(self) -> Self:
+        if self.folds in (1, 2):
+            raise ValueError("folds must be 0 or at least 3: one tests, one validates, the others train")
+        if self.folds and (self.train or self.validation or self.test):
+            raise ValueError("folds deals every patient, so the lists of train, validation and test must be empty")
+        return self
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Self:
@@ -270,6 +279,7 @@ class Config(Section):
     label: str  # of the experiment, shown in tables
     source: str
     target: str
+    fold: Annotated[int, Field(ge=0)]  # which of cohort.split.folds is tested; 0: the cohort's own split
     workers: Count
     cohort: CohortSettings
     simulate: SimulateSettings

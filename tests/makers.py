@@ -52,7 +52,7 @@ def pair(seed=0, shape=SHAPE):
     return {"ct": ct, "cbct": ct.with_array((ct.array + noise).astype(np.int16))}
 
 
-def write_cohort(root, cases, *, masks=None, patients=None, splits=None, units=None, suffix=".nii"):
+def write_cohort(root, cases, *, masks=None, patients=None, splits=None, units=None, suffix=".nii", folds=None):
     """Write ``{case: {modality: Volume}}`` with its cohort record; returns the folder."""
     masks, units = masks or {}, units or {}
     records = []
@@ -70,11 +70,13 @@ def write_cohort(root, cases, *, masks=None, patients=None, splits=None, units=N
                 case_id=case_id,
                 patient=(patients or {}).get(case_id, f"p{place}"),
                 split=(splits or {}).get(case_id, "train"),
+                fold=(folds or {}).get(case_id, 0),
                 volumes={name: files[name] for name in volumes},
                 masks={name: files[name] for name in masks.get(case_id, {})},
             )
         )
-    Cohort(schema=1, name="tiny", root=str(root), cases=records).save(root)
+    count = max((folds or {}).values(), default=0)
+    Cohort(schema=1, name="tiny", root=str(root), folds=count, cases=records).save(root)
     return root
 
 
@@ -85,7 +87,9 @@ def film(case_id, slices=7, size=(6, 8), modalities=("cbct", "ct"), seed=0):
     return Film(case_id, frames, rng.integers(0, 2, (slices, *size)).astype(np.uint8))
 
 
-def write_shards(folder, films, *, codec="lz4", store="tar", per_shard=1, units=None, splits=None, scale=None):
+def write_shards(
+    folder, films, *, codec="lz4", store="tar", per_shard=1, units=None, splits=None, scale=None, folds=None
+):
     """Write films and their index; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     modalities = sorted(films[0].frames)
@@ -102,6 +106,7 @@ def write_shards(folder, films, *, codec="lz4", store="tar", per_shard=1, units=
                     case_id=one.case_id,
                     patient=f"p{first + place}",
                     split=(splits or {}).get(one.case_id, "train"),
+                    fold=(folds or {}).get(one.case_id, 0),
                     shard=number,
                     slices=len(one.mask),
                     film_grid=grid,
@@ -115,6 +120,7 @@ def write_shards(folder, films, *, codec="lz4", store="tar", per_shard=1, units=
         config_hash="0",
         cohort="cohort.json",
         cohort_hash="0",
+        folds=max((folds or {}).values(), default=0),
         codec=codec,
         axes="SPL",
         spacing_mm=(1.0, 1.0, 1.0),

@@ -7,7 +7,7 @@ from makers import body, write_cohort
 from pydantic import ValidationError
 
 from pipeline.errors import ArtifactError
-from pipeline.records import Case, Cohort, ShardIndex, unique
+from pipeline.records import Case, Cohort, ShardIndex, split_in, unique
 
 
 def changed(root, change):
@@ -42,6 +42,22 @@ def test_a_patient_in_two_splits_is_refused(cohort):
     changed(cohort, lambda d: d["cases"][1].update(patient=d["cases"][0]["patient"]))
     with pytest.raises(ArtifactError, match="a patient of case 'b' is in two splits"):
         Cohort.load(cohort)
+
+
+@pytest.mark.parametrize(("folds", "fold"), [(0, 1), (3, 0), (3, 4)])
+def test_a_case_in_no_fold_of_the_cohort_is_refused(cohort, folds, fold):
+    changed(cohort, lambda d: d.update(folds=folds) or [case.update(fold=fold) for case in d["cases"]])
+    with pytest.raises(ArtifactError, match=f"case 'a' is in fold {fold} of {folds}"):
+        Cohort.load(cohort)
+
+
+def test_in_every_turn_one_fold_tests_the_next_validates_and_the_others_train():
+    cases = [Case(case_id=f"c{fold}", patient="p", split="train", fold=fold, volumes={}) for fold in (1, 2, 3, 4)]
+    turns = {fold: [split_in(case, fold, 4) for case in cases] for fold in range(5)}
+    assert turns[0] == ["train"] * 4
+    assert turns[1] == ["test", "validation", "train", "train"]
+    assert turns[4] == ["validation", "train", "train", "test"]
+    assert all(turns[fold].count("test") == turns[fold].count("validation") == 1 for fold in range(1, 5))
 
 
 def test_case_names_that_differ_in_case_only_are_refused(cohort):

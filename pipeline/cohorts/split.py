@@ -1,4 +1,7 @@
-"""Patients to splits: lists decide first, then what ``cases.csv`` says, then fractions by a hash of the patient."""
+"""Patients to splits: lists decide first, then what ``cases.csv`` says, then fractions by a hash of the patient.
+
+Beside its split a patient may have a fold: a training chooses one of the folds to test (``records.split_in``).
+"""
 
 from __future__ import annotations
 
@@ -57,13 +60,37 @@ def assign_splits(
                     f"A patient is listed in both cohort.split.{listed[patient]} and cohort.split.{split}"
                 )
     chosen |= listed
-    rest = [patient for patient in known if patient not in chosen]
-    ranked = sorted(rest, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
+    ranked = _ranked((patient for patient in known if patient not in chosen), seed)
     start = 0
-    for split, count in zip(SPLITS, shares(len(rest), [settings.fractions.get(s, 0.0) for s in SPLITS]), strict=True):
+    for split, count in zip(SPLITS, shares(len(ranked), [settings.fractions.get(s, 0.0) for s in SPLITS]), strict=True):
         chosen |= dict.fromkeys(ranked[start : start + count], split)
         start += count
     return chosen
+
+
+def deal_folds(patients: Iterable[str], folds: int, seed: int) -> dict[str, int]:
+    """Return the fold (from 1) of every patient: stretches of their ranking, whose sizes differ by one at most.
+
+    It depends on neither order nor place, and one more patient moves at most ``folds - 1`` others, each by one fold.
+
+    Args:
+        patients: Distinct or repeated identifiers.
+        folds: How many; 0 puts everyone into fold 0, which is none.
+        seed: Chooses the ranking.
+
+    Raises:
+        ConfigError: Fewer patients than folds.
+    """
+    ranked = _ranked(set(patients), seed)
+    if len(ranked) < folds:
+        raise ConfigError(
+            "cohort.split.folds is larger than the number of patients", value=folds, allowed=f"at most {len(ranked)}"
+        )
+    return {patient: 1 + rank * folds // len(ranked) if folds else 0 for rank, patient in enumerate(ranked)}
+
+
+def _ranked(patients: Iterable[str], seed: int) -> list[str]:
+    return sorted(patients, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
 
 
 def shares(count: int, fractions: Sequence[float]) -> list[int]:

@@ -15,6 +15,7 @@ named at the end, with exit code 2; the others can be used.
 Main options:
   cohort.split.fractions   shares of patients in train, validation and test
   cohort.split.train=[..]  patients that are there in any case (also validation, test)
+  cohort.split.folds=5     also deal the patients to folds, of which a training chooses one to test (fold=1, 2, ...)
   cohort.include, exclude  names of cases
   cohort.similarity_check  compare source and target within and between cases
   source, target           the pair that is compared
@@ -45,7 +46,7 @@ from pipeline.cohorts.checks import (
 )
 from pipeline.cohorts.folder import CASES_CSV, Discovery, FoundCase, safe, write_names
 from pipeline.cohorts.phantom import case_name, check_settings, write_patient
-from pipeline.cohorts.split import SPLITS, assign_splits
+from pipeline.cohorts.split import SPLITS, assign_splits, deal_folds
 from pipeline.config import conf_folder
 from pipeline.errors import ConfigError, DataError, nearest
 from pipeline.progress import say, track
@@ -73,6 +74,7 @@ def run(config: Config) -> None:
     given: dict[str, Split] = {c.patient: c.split for c in cases if c.split is not None}
     names = {c.patient_name: c.patient for c in cases}
     split_of = assign_splits((c.patient for c in cases), config.cohort.split, config.seed, given=given, names=names)
+    fold_of = _folds(config, cases)
     if config.dry_run:
         _show_plan(config, cases, split_of, ignored)
         return
@@ -101,7 +103,7 @@ def run(config: Config) -> None:
     check_duplicates(reports)
     if checks.similarity:
         check_pairs(reports, *_pair(reports, config))
-    cohort = _record(config, root, cases, reports, split_of, settings)
+    cohort = _record(config, root, cases, reports, split_of, fold_of, settings)
     replaced = write_names(output, cases)
     cohort.save(output)
     _show(cohort, output, ignored=ignored, lacking=lacking, replaced=replaced)
@@ -135,6 +137,19 @@ def _phantoms(config: Config, output: Path) -> tuple[Path, list[FoundCase], int]
     check_settings(config.cohort)
     names = [case_name(index) for index in range(config.cohort.patients)]
     return output.resolve(), [FoundCase(n, n, patient=n, patient_name=n) for n in names], 0
+
+
+def _folds(config: Config, cases: list[FoundCase]) -> dict[str, int]:
+    """Return the fold of every patient; 0 without a cross-validation."""
+    folds = config.cohort.split.folds
+    if folds and any(case.split is not None for case in cases):
+        raise ConfigError(
+            f"{CASES_CSV} states splits, and cohort.split.folds deals every patient",
+            value=f"{folds} folds",
+            allowed="one of the two",
+            remedy=f"Take the column 'split' out of {CASES_CSV}, or set cohort.split.folds=0",
+        )
+    return deal_folds((case.patient for case in cases), folds, config.seed)
 
 
 def _make_and_check(
@@ -198,6 +213,7 @@ def _record(
     cases: list[FoundCase],
     reports: list[CaseReport],
     split_of: dict[str, Split],
+    fold_of: dict[str, int],
     settings: dict[str, Any],
 ) -> Cohort:
     good = [
@@ -205,6 +221,7 @@ def _record(
             case_id=report.case_id,
             patient=case.patient,
             split=split_of[case.patient],
+            fold=fold_of[case.patient],
             volumes=report.volumes,
             masks=report.masks,
             flags=report.flags,
@@ -216,6 +233,7 @@ def _record(
         schema=1,
         name="phantom" if config.cohort.layout == "phantom" else safe("cohort", root.name),
         root=str(root),
+        folds=config.cohort.split.folds,
         cases=good,
         excluded=[Excluded(case_id=r.case_id, reason=r.problem) for r in reports if r.problem],
         made_by={"verb": "cohort", "cinevox": __version__, "settings": settings},
@@ -234,6 +252,8 @@ def _show_plan(config: Config, cases: list[FoundCase], split_of: dict[str, Split
     say(f"Would check {len(cases)} cases of {len(split_of)} patients: {', '.join(modalities)}.")
     for split in SPLITS:
         say(f"  {split:<10} {sum(s == split for s in split_of.values())} patients")
+    if folds := config.cohort.split.folds:
+        say(f"  {'folds':<10} {folds} of about {len(split_of) / folds:.3g} patients")
     if config.cohort.layout == "phantom":
         say(f"  disk       at most {_phantom_bytes(config.cohort) / 1e6:.0f} MB in '{config.output}'")
     else:
@@ -251,6 +271,10 @@ def _show(cohort: Cohort, output: Path, *, ignored: int, lacking: dict[str, int]
         chosen = cohort.select(split)
         flagged = sum(bool(case.flags) for case in chosen)
         say(f"{split:<12}{len({c.patient for c in chosen}):>9}{len(chosen):>7}{flagged:>9}")
+    if cohort.folds:
+        patients = {case.patient: case.fold for case in cohort.cases}.values()
+        sizes = ", ".join(str(sum(fold == number for fold in patients)) for number in range(1, cohort.folds + 1))
+        say(f"Folds 1 to {cohort.folds} have {sizes} patients.")
     say(f"Modalities: {', '.join(modalities) or 'none'}.")
     _say_some((f"  flag   {case.case_id}: {flag}" for case in cohort.cases for flag in case.flags), "flags")
     for modality, count in sorted(lacking.items()):

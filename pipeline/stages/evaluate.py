@@ -3,6 +3,7 @@
 With a cohort:    cinevox evaluate input=TRANSLATION [input=ANOTHER ...] output=SCORES
 Without a cohort: cinevox evaluate prediction=FILE|FOLDER reference=FILE|FOLDER [mask=FILE|FOLDER] output=SCORES
 
+Translations of one label are one method where they are different folds of a cross-validation, else an error.
 Reads translation.json and the volumes that it names, or pairs of files with the same name. The metrics, their range
 and the regions come from the group 'metrics'. A reference on another grid is resampled onto the prediction's grid
 (with a cohort; the scores say so) or refused (without one, unless evaluate.resample=true).
@@ -128,10 +129,16 @@ def _check(config: Config) -> None:
 
 def _plan_translations(config: Config) -> Plan:
     plan = Plan()
+    folds: dict[str, list[int]] = {}
     for folder in config.input:
         record = Translation.load(folder)
+        base = folder if folder.is_dir() else folder.parent
         method = record.label or record.method
-        if method in plan.methods or method == SOURCE:
+        cases = [CaseFiles.of(case, base.resolve()) for case in record.cases]
+        # Two folds of a cross-validation have no case in common.
+        others = {case.case for case in plan.methods.get(method, [])}
+        joins = record.fold and 0 not in folds.get(method, []) and others.isdisjoint(case.case for case in cases)
+        if method == SOURCE or (method in plan.methods and not joins):
             raise ConfigError(
                 f"Two inputs have the label '{method}'" if method != SOURCE else "A method cannot be called 'source'",
                 remedy="Translate with another translate.label",
@@ -145,10 +152,15 @@ def _plan_translations(config: Config) -> Plan:
         # Arbitrary units of two MR contrasts are not one unit, so only HU sources can be compared.
         hu = record.unit == "HU" and record.source_modality in _HU_MODALITIES
         plan.score_source = plan.score_source or (config.evaluate.source and hu)
-        base = folder if folder.is_dir() else folder.parent
-        plan.methods[method] = [CaseFiles.of(case, base.resolve()) for case in record.cases]
+        folds.setdefault(method, []).append(record.fold)
+        plan.methods.setdefault(method, []).extend(cases)
         plan.translations.append(str(folder.resolve()))
         plan.notes += [f"Case '{e.case_id}' ({method}) was not translated: {e.reason}" for e in record.excluded]
+    for method, tested in folds.items():
+        if any(tested):
+            plan.notes.append(
+                f"'{method}' is a cross-validation: folds {', '.join(map(str, sorted(tested)))}, a run each."
+            )
     return plan
 
 

@@ -101,7 +101,7 @@ def run(config: Config) -> None:
                 value=f"workers={config.workers}",
                 remedy="Set a smaller number of workers; the same command continues",
             ) from None
-    excluded = _join(cohort_path, modalities, settings, output, names, decides)
+    excluded = _join(cohort_path, cohort.folds, modalities, settings, output, names, decides)
     say(f"Shards of {len(cohort.cases) - len(excluded)} cases in '{output}'")
     refused = [e for e in excluded if not e.reason.startswith(_SKIPPED)]
     if refused:
@@ -156,6 +156,7 @@ def _content(cohort: Cohort) -> dict[str, Any]:
         case.case_id: {
             "patient": case.patient,
             "split": case.split,
+            "fold": (case.fold, cohort.folds),
             "files": {name: file.sha256 for name, file in {**case.volumes, **case.masks}.items()},
         }
         for case in cohort.cases
@@ -278,7 +279,14 @@ def _write(task: _Task) -> None:
                 excluded.append({"case_id": case.case_id, "reason": (_SKIPPED if skip else "") + str(error)})
                 continue
             facts.append(
-                {"case_id": case.case_id, "patient": case.patient, "split": case.split, "shard": number, **about}
+                {
+                    "case_id": case.case_id,
+                    "patient": case.patient,
+                    "split": case.split,
+                    "fold": case.fold,
+                    "shard": number,
+                    **about,
+                }
             )
             yield film
 
@@ -312,6 +320,7 @@ def _note(output: Path, name: str) -> tuple[ShardFile, list[ShardCase], list[Exc
 
 def _join(
     cohort_path: Path,
+    folds: int,
     modalities: dict[str, str],
     settings: PreprocessSettings,
     output: Path,
@@ -335,6 +344,7 @@ def _join(
         config_hash=content_hash({**decides, "preprocess": content}),
         cohort=str(cohort_path),
         cohort_hash=decides["cohort"],
+        folds=folds,
         codec=settings.codec,
         axes="SPL",
         spacing_mm=settings.spacing_mm,

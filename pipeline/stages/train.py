@@ -8,6 +8,7 @@ Main options
   trainer.budget.minutes=N  trainer.budget.steps=N    learning rate and clip length follow the share used
   trainer.precision=auto|fp32|bf16-mixed              auto: bf16 where the hardware has it
   stream.clip_length  stream.clip_growth              frames of a clip, and how often it doubles
+  fold=K                                              cross-validation: leave fold K for the test, the next to validate
   tracking=offline|none
 
 The same command continues an unfinished run at exactly the next sample; trainer.resume=true insists that there is

@@ -9,6 +9,7 @@ Writes  output=DIR        CASE.nii.gz on exactly the source's grid and orientati
 Main options
   translate.split=test  translate.weights=ema|raw  translate.outside=-1000  translate.precision=auto|fp32|bf16-mixed
 
+A run of a cross-validation (fold=K) translates the patients of its own fold as the split 'test'.
 How an input is prepared, and how the result is turned back, stands in the checkpoint; an input that does not fit
 it is refused.
 """
@@ -79,6 +80,7 @@ def run(config: Config) -> None:
     jobs = find(place, record, config)
     if not jobs:
         raise DataError(f"Nothing to translate: no case in split '{config.translate.split}'")
+    fold = _run_fold(record) if config.translate.split == "test" and find is _shard_jobs else 0
     label = config.translate.label or record["label"]
     say(f"{label}: {len(jobs)} case(s), {record['source']} to {record['target']}")
     needed = sum(job.voxels for job in jobs) * (2 if _unit(record) == "HU" else 4)
@@ -127,6 +129,7 @@ def run(config: Config) -> None:
             source_modality=record["source"],
             target_modality=record["target"],
             unit=_unit(record),
+            fold=fold,
             cases=done,
             excluded=excluded,
             settings=config.translate.model_dump(mode="json"),
@@ -173,7 +176,8 @@ def _shard_jobs(folder: Path, record: dict[str, Any], config: Config) -> list[_J
         cohort = None
     cases = {case.case_id: case for case in cohort.cases} if cohort else {}
     jobs = []
-    for shard_case in index.select(config.translate.split):
+    fold = _fold(record, config, index)
+    for shard_case in index.select(config.translate.split, fold):
         case = cases.get(shard_case.case_id)
 
         def open_film(case_id: str = shard_case.case_id) -> _Prepared:
@@ -202,6 +206,29 @@ def _shard_jobs(folder: Path, record: dict[str, Any], config: Config) -> list[_J
             )
         )
     return jobs
+
+
+def _run_fold(record: dict[str, Any]) -> int:
+    return int(record["config"].get("fold", 0))
+
+
+def _fold(record: dict[str, Any], config: Config, index: ShardIndex) -> int:
+    """Return the run's fold, after checking that it says which of these patients were trained on."""
+    fold = _run_fold(record)
+    if config.fold not in (0, fold):
+        raise ConfigError(
+            "The run tested another fold, so these patients may be among those that it was trained on",
+            value=f"fold={config.fold}",
+            allowed=f"fold={fold}" if fold else "no fold: the run knew none",
+            remedy="Leave fold out: the checkpoint knows it",
+        )
+    if fold and config.translate.split != "all" and record["shards"] != index.config_hash:
+        raise ArtifactError(
+            f"The run tested fold {fold} of other shards, so nothing says which of these patients it was trained on",
+            value=f"translate.split={config.translate.split}",
+            allowed="translate.split=all, or the run's own shards",
+        )
+    return fold
 
 
 def _volume_jobs(place: Path, record: dict[str, Any], config: Config) -> list[_Job]:

@@ -116,7 +116,7 @@ class ClipDataModule(pl.LightningDataModule):
 
     def _films(self, modality: str) -> dict[str, int]:
         """Return slices of the training cases that have the modality."""
-        training = self.store.index.select("train")
+        training = self.store.index.select("train", self.config.fold)
         films = {case.case_id: case.slices for case in training if modality in case.source_grids}
         if not films:
             raise DataError(

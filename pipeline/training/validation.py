@@ -36,7 +36,9 @@ class Validation(pl.Callback):
         self.seconds = 0.0
         self.last: float | None = None
         self.segments = _segments(
-            store.index.select("validation"), config.trainer.validation_segments, config.trainer.validation_slices
+            store.index.select("validation", config.fold),
+            config.trainer.validation_segments,
+            config.trainer.validation_slices,
         )
         if not self.segments:
             say("No validation case: no validation error, and 'best' is never written")

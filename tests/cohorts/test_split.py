@@ -4,18 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cohorts.split import assign_splits, shares
+from pipeline.cohorts.split import assign_splits, deal_folds, shares
 from pipeline.errors import ConfigError
 from pipeline.settings import SplitSettings
 
+names = st.sets(st.text("abcdef0123", min_size=1, max_size=6), max_size=40)
 FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 
 def settings(**lists):
-    return SplitSettings(**{"fractions": FRACTIONS, "train": [], "validation": [], "test": [], **lists})
+    return SplitSettings(**{"fractions": FRACTIONS, "train": [], "validation": [], "test": [], "folds": 0, **lists})
 
 
-@given(st.sets(st.text("abcdef0123", min_size=1, max_size=6), max_size=40), st.integers(0, 9), st.randoms())
+@given(names, st.integers(0, 9), st.randoms())
 def test_order_does_not_matter_and_everyone_has_a_split(patients, seed, random):
     shuffled = [*patients, *patients]
     random.shuffle(shuffled)
@@ -70,3 +71,33 @@ def test_unknown_patient_gets_a_hint():
 def test_original_names_work_in_lists():
     result = assign_splits(["patient_ab", "x", "y"], settings(test=["Müller"]), 0, names={"Müller": "patient_ab"})
     assert result["patient_ab"] == "test"
+
+
+@given(names, st.integers(3, 7), st.integers(0, 9), st.randoms())
+def test_every_patient_has_one_fold_and_folds_differ_by_one_patient_at_most(patients, folds, seed, random):
+    shuffled = [*patients, *patients]
+    random.shuffle(shuffled)
+    if len(patients) < folds:
+        with pytest.raises(ConfigError, match=rf"Found: {folds}. Allowed: at most {len(patients)}"):
+            deal_folds(shuffled, folds, seed)
+        return
+    dealt = deal_folds(shuffled, folds, seed)
+    assert dealt == deal_folds(sorted(patients), folds, seed)
+    assert set(dealt) == patients
+    sizes = [list(dealt.values()).count(fold) for fold in range(1, folds + 1)]
+    assert sum(sizes) == len(patients)
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(names.filter(lambda patients: len(patients) >= 7), st.integers(3, 7), st.integers(0, 9))
+def test_one_more_patient_moves_fewer_others_than_there_are_folds(patients, folds, seed):
+    before, after = deal_folds(patients, folds, seed), deal_folds([*patients, "new"], folds, seed)
+    moves = [abs(before[patient] - after[patient]) for patient in patients]
+    assert sum(moves) < folds
+    assert max(moves) <= 1
+
+
+def test_folds_follow_the_seed_and_no_folds_are_fold_0():
+    patients = [f"p{i}" for i in range(30)]
+    assert deal_folds(patients, 5, 0) != deal_folds(patients, 5, 1)
+    assert set(deal_folds(patients, 0, 0).values()) == {0}

@@ -140,6 +140,21 @@ def test_table_decides_patients_and_splits(tmp_path, root):
     ]
 
 
+def test_folds_are_dealt_by_patient_and_not_beside_a_table_of_splits(tmp_path, root, capsys):
+    rows = ["case,patient", "phantom_000,a", f"{SECRET},b", "phantom_002,c"]
+    (root / "cases.csv").write_text("\n".join(rows), encoding="utf-8")
+    cohort.run(folder(root, tmp_path / "out", "cohort.split.folds=3"))
+    record = Cohort.load(tmp_path / "out")
+    assert sorted(case.fold for case in record.cases) == [1, 2, 3]
+    assert "Folds 1 to 3 have 1, 1, 1 patients." in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"number of patients\. Found: 4\. Allowed: at most 3"):
+        cohort.run(folder(root, tmp_path / "more", "cohort.split.folds=4"))
+    table = "\n".join(f"{row},{'split' if n == 0 else 'train'}" for n, row in enumerate(rows))
+    (root / "cases.csv").write_text(table, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"cases\.csv states splits"):
+        cohort.run(folder(root, tmp_path / "table", "cohort.split.folds=3"))
+
+
 def test_lists_hold_patients(tmp_path, root):
     with pytest.raises(ConfigError, match="Did you mean 'phantom_000'"):
         cohort.run(folder(root, tmp_path / "out", "cohort.split.test=[phantom_0000]"))

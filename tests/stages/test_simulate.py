@@ -51,10 +51,11 @@ def cut(seed=0):
 
 
 def test_a_case_becomes_cbct_ct_and_field_of_view_on_one_grid(tmp_path):
-    source = write_cohort(tmp_path / "in", {"a": {"ct": body()}}, patients={"a": "anna"}, splits={"a": "test"})
+    known = {"patients": {"a": "anna"}, "splits": {"a": "test"}, "folds": {"a": 3}}
+    source = write_cohort(tmp_path / "in", {"a": {"ct": body()}}, **known)
     cohort = run(source, tmp_path / "out")
     (case,) = cohort.cases
-    assert (case.case_id, case.patient, case.split) == ("a", "anna", "test")
+    assert (case.case_id, case.patient, case.split, case.fold, cohort.folds) == ("a", "anna", "test", 3, 3)
     assert set(case.volumes) == {"cbct", "ct"} and set(case.masks) == {"field_of_view"}
     ct, cbct = (read_volume(cohort.path(case.volumes[m])) for m in ("ct", "cbct"))
     mask = read_volume(cohort.path(case.masks["field_of_view"]))

@@ -125,6 +125,28 @@ def test_what_the_shards_cannot_serve_is_refused_at_the_start(store, overrides, 
     assert message in str(caught.value)
 
 
+def test_each_fold_leaves_its_own_cases_and_those_that_validate_it_out_of_the_training(tmp_path):
+    fold_of = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 1}
+    films = [film(name, 6) for name in fold_of]
+    with SliceStore(write_shards(tmp_path, films, folds=fold_of)) as store:
+        trained = [set(module(store, *SHORT, f"fold={fold}").slices) for fold in range(5)]
+        assert trained == [set("abcde"), {"c", "d"}, {"a", "d", "e"}, {"a", "b", "e"}, {"b", "c"}]
+        assert [[c.case_id for c in store.index.select("test", fold)] for fold in range(1, 5)] == [
+            ["a", "e"],
+            ["b"],
+            ["c"],
+            ["d"],
+        ]
+        assert {c.case_id for c in store.index.select("validation", 4)} == {"a", "e"}
+        with pytest.raises(ConfigError, match=r"no such fold\. Found: fold=5\. Allowed: 1 to 4"):
+            module(store, *SHORT, "fold=5")
+
+
+def test_a_fold_of_shards_without_folds_is_refused(store):
+    with pytest.raises(ConfigError, match=r"not dealt to folds. Found: fold=1. Allowed: 0. Set cohort.split.folds"):
+        module(store, *SHORT, "fold=1")
+
+
 def test_shards_without_a_training_case_are_refused(tmp_path):
     with (
         SliceStore(write_shards(tmp_path, FILMS[:1], splits={"a": "test"})) as store,
