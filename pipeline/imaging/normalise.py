@@ -19,13 +19,13 @@ def window_for(
     return float(low), float(high) if high > low else float(low) + 1.0
 
 
-def normalise(physical: NDArray, window: tuple[float, float]) -> NDArray[np.float32]:
-    """Map ``window`` to [-1, 1], clipped; float32."""
+def normalise(
+    physical: NDArray, window: tuple[float, float], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Map ``window`` to [-1, 1], clipped; float32, into ``out`` where it is given."""
     low, high = window
-    scale = np.float32(2.0 / (high - low))
-    out = physical.astype(np.float32)
-    out -= np.float32(low)
-    out *= scale
+    out = np.subtract(physical, np.float32(low), out=out, dtype=np.float32, casting="same_kind")
+    out *= np.float32(2.0 / (high - low))
     out -= np.float32(1.0)
     return np.clip(out, -1.0, 1.0, out=out)
 

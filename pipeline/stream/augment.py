@@ -40,7 +40,7 @@ class Augmentation:
         """Flip and warp (frames, rows, columns) in place; returns it."""
         for k in range(len(frames)):
             if self.flip:
-                frames[k] = frames[k][:, ::-1]
+                frames[k] = cv2.flip(frames[k], 1)
             if self.moves:
                 frames[k] = cv2.warpAffine(
                     frames[k],
@@ -54,8 +54,12 @@ class Augmentation:
 
     def intensify(self, frames: NDArray) -> NDArray:
         """Change contrast and brightness of normalised MR frames in place (never of CT: HU are physical)."""
-        np.clip((frames + 1) / 2 * self.gain, 0, 1, out=frames)
-        np.power(frames, self.gamma, out=frames)
-        frames *= 2
-        frames -= 1
+        for frame in frames:
+            frame += 1
+            frame /= 2
+            frame *= self.gain
+            np.clip(frame, 0, 1, out=frame)
+            np.power(frame, self.gamma, out=frame)
+            frame *= 2
+            frame -= 1
         return frames

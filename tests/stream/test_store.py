@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import tarfile
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -325,6 +326,41 @@ def test_a_read_that_fails_for_a_moment_is_tried_again_and_then_named(shards, mo
         allowed = 3
         with pytest.raises(ArtifactError, match=r"cannot be read\. Found: Input/output error"):
             store.read("a", 4, 1, out)
+
+
+def kept_by_open_store(folder):
+    """Bytes that an open store holds; its imports and caches are warm."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        with SliceStore(folder):
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_open_store_keeps_bytes_per_slice_and_a_few_kilobytes_per_patient(tmp_path):
+    def folder(cases, slices):
+        films = [film(f"case_{i:03d}", slices, size=(2, 2)) for i in range(cases)]
+        return write_shards(tmp_path / f"{cases}_{slices}", films, per_shard=4, codec="none")
+
+    kept_by_open_store(folder(1, 2))
+    short, long, many = (kept_by_open_store(folder(*shape)) for shape in ((4, 10), (4, 210), (24, 10)))
+    assert (long - short) / (4 * 200) < 8  # bytes per slice
+    assert (many - short) / 20 < 8192  # bytes per patient
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts /proc/self/io")
+def test_opening_reads_tables_and_no_shard(tmp_path):
+    def bytes_read():
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    folder = write_shards(tmp_path, [film("a", 200, size=(64, 64))])
+    before = bytes_read()
+    with SliceStore(folder):
+        assert bytes_read() - before < 0.02 * (folder / "shard-00000.tar").stat().st_size
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts /proc/self/fd")
