@@ -401,3 +401,32 @@ def test_no_path_of_a_patients_file_is_in_the_shards_or_messages(tmp_path, cohor
     message = failing(cohort, output, error=CinevoxError)
     assert "Doe" not in message + capsys.readouterr().err
     assert all(b"Doe" not in p.read_bytes() for p in output.iterdir())
+
+
+# --- Zarr ------------------------------------------------------------------------------------------------------------
+
+
+def test_zarr_shards_hold_what_tar_shards_hold(tmp_path, cohort, capsys):
+    tar, zarr = run(cohort, tmp_path / "tar"), run(cohort, tmp_path / "zarr", "preprocess.store=zarr")
+    assert sorted(p.name for p in zarr.glob("shard-*.zarr")) == [f"shard-0000{i}.zarr" for i in range(3)]
+    indices = [ShardIndex.load(folder).model_dump(exclude={"shards", "seal"}) for folder in (tar, zarr)]
+    assert indices[0] == indices[1]  # also the hash that a training compares
+    for case_id in "abc":
+        for part, array in film(tar, case_id, "ct", "cbct", "mask").items():
+            np.testing.assert_array_equal(film(zarr, case_id, part)[part], array)
+    capsys.readouterr()
+    run(cohort, zarr, "preprocess.store=zarr")
+    assert "nothing to do" in capsys.readouterr().err
+    with pytest.raises(ArtifactError, match=r"preprocess\.store: zarr -> tar"):
+        run(cohort, zarr)
+
+
+def test_a_zarr_shard_that_lost_a_file_is_written_again(tmp_path, cohort):
+    output = run(cohort, tmp_path / "out", "preprocess.store=zarr")
+    lost = output / "shard-00001.zarr" / "b" / "ct" / "c" / "0" / "0" / "0"
+    kept = output / "shard-00000.zarr" / "a" / "ct" / "c" / "0" / "0" / "0"
+    content, inode = lost.read_bytes(), kept.stat().st_ino
+    lost.unlink()
+    run(cohort, output, "preprocess.store=zarr")
+    assert lost.read_bytes() == content
+    assert kept.stat().st_ino == inode
