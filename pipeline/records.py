@@ -141,7 +141,7 @@ class StoredFile(BaseModel):
     """A file inside a shard: ``path`` in POSIX form, which cannot lead out of the shard."""
 
     model_config = ConfigDict(extra="forbid")
-    path: Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{1,64}/)*([0-9]{1,9}|zarr\.json)$")]
+    path: Annotated[str, Field(pattern=r"^([A-Za-z0-9_-]{1,64}/)*(c\.0\.0\.0|zarr\.json)$")]
     bytes: int
     sha256: str
 

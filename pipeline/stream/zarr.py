@@ -32,7 +32,7 @@ TABLE = np.dtype(
 )
 _CRC = 4  # bytes of a crc32c behind what it covers
 _BLOSC_HEADER = 16
-_CHUNK = "c/0/0/0"  # the one chunk of an array, zarr's shard: the whole film
+_CHUNK = "c.0.0.0"  # the one chunk of an array, zarr's shard: the whole film
 _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 
 
@@ -55,7 +55,7 @@ def array_metadata(shape: Sequence[int], dtype: str, codec: str) -> dict[str, An
         "shape": list(shape),
         "data_type": dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": FILL[dtype],
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         "dimension_names": ["slice", "row", "column"],
@@ -115,7 +115,6 @@ def _write_chunks(path: Path, images: NDArray, codec: str) -> list[tuple[int, in
     """Write an array's slices and zarr's index behind them; return offset, size and crc32c of each slice."""
     chunks: list[tuple[int, int, int]] = []
     offset = 0
-    path.parent.mkdir(parents=True)
     with path.open("wb") as stream:
         for image in images:
             image = np.ascontiguousarray(image, image.dtype.newbyteorder("<"))

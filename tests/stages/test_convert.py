@@ -76,7 +76,7 @@ def test_a_finished_conversion_is_left_alone_and_an_unfinished_one_goes_on(tmp_p
     (output / "index.json").unlink()
     (output / "shard-00001.json").unlink()
     shutil.move(output / "shard-00001.zarr", output / ".partial.shard-00001.zarr")
-    first = output / "shard-00000.zarr" / "a" / "ct" / "c" / "0" / "0" / "0"
+    first = output / "shard-00000.zarr" / "a" / "ct" / "c.0.0.0"
     before = first.stat().st_ino
     run(tar, output, "zarr")
     assert content(output) == expected
@@ -88,7 +88,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(tmp_path, shards):
     tar, output = shards(), tmp_path / "zarr"
     run(tar, output, "zarr")
     (output / "index.json").unlink()
-    victim = output / "shard-00000.zarr" / "a" / "ct" / "c" / "0" / "0" / "0"
+    victim = output / "shard-00000.zarr" / "a" / "ct" / "c.0.0.0"
     sound = victim.read_bytes()
     victim.write_bytes(sound[:20] + b"?" + sound[21:])
     run(tar, output, "zarr")
@@ -128,7 +128,7 @@ def test_verify_reads_all_and_names_what_differs(shards, capsys, kind):
     verify.run(configuration(input=[folder]))
     assert "2 shards of 3 cases are as they were written" in capsys.readouterr().err
     victim = max(
-        (p for p in folder.rglob("*") if p.is_file() and p.suffix in (".tar", "")), key=lambda p: p.stat().st_size
+        (p for p in folder.rglob("*") if p.is_file() and p.suffix in (".tar", ".0")), key=lambda p: p.stat().st_size
     )
     content = victim.read_bytes()
     victim.write_bytes(content[:1] + bytes([content[1] ^ 1]) + content[2:])

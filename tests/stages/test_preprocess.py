@@ -423,8 +423,8 @@ def test_zarr_shards_hold_what_tar_shards_hold(tmp_path, cohort, capsys):
 
 def test_a_zarr_shard_that_lost_a_file_is_written_again(tmp_path, cohort):
     output = run(cohort, tmp_path / "out", "preprocess.store=zarr")
-    lost = output / "shard-00001.zarr" / "b" / "ct" / "c" / "0" / "0" / "0"
-    kept = output / "shard-00000.zarr" / "a" / "ct" / "c" / "0" / "0" / "0"
+    lost = output / "shard-00001.zarr" / "b" / "ct" / "c.0.0.0"
+    kept = output / "shard-00000.zarr" / "a" / "ct" / "c.0.0.0"
     content, inode = lost.read_bytes(), kept.stat().st_ino
     lost.unlink()
     run(cohort, output, "preprocess.store=zarr")

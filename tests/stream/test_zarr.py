@@ -41,7 +41,7 @@ def fresh(tmp_path):
 
 
 def chunk(folder, case_id="a", part="ct", number=0):
-    return folder / f"shard-{number:05d}.zarr" / case_id / part / "c" / "0" / "0" / "0"
+    return folder / f"shard-{number:05d}.zarr" / case_id / part / "c.0.0.0"
 
 
 @settings(deadline=None)
@@ -184,14 +184,14 @@ def test_they_notice_an_altered_byte_by_the_crc32c(fresh, reader, codec):
 
 
 @pytest.mark.parametrize(
-    "lost", ["shard-00000.zarr/a/ct/c/0/0/0", "shard-00000.zarr/a/ct", "shard-00000.zarr/a/zarr.json",
+    "lost", ["shard-00000.zarr/a/ct/c.0.0.0", "shard-00000.zarr/a/ct", "shard-00000.zarr/a/zarr.json",
              "shard-00001.zarr", "shard-00000.npy"]
 )  # fmt: skip
 def test_a_missing_file_is_named_and_never_zeros(fresh, lost):
     folder = fresh()
     shutil.rmtree(folder / lost, ignore_errors=True)
     (folder / lost).unlink(missing_ok=True)
-    with pytest.raises(ArtifactError, match=rf"Shard file '{lost.split('/c')[0]}.*' is missing"):
+    with pytest.raises(ArtifactError, match=rf"Shard file '{lost.split('/c.')[0]}.*' is missing"):
         SliceStore(folder)
 
 
@@ -200,7 +200,7 @@ def test_a_cut_file_is_named_with_both_sizes(fresh):
     path = chunk(folder)
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ArtifactError, match=rf"a/ct/c/0/0/0' is truncated or altered. Found: {size - 1} bytes"):
+    with pytest.raises(ArtifactError, match=rf"a/ct/c.0.0.0' is truncated or altered. Found: {size - 1} bytes"):
         SliceStore(folder)
 
 
@@ -256,7 +256,7 @@ def hostile(folder, payload):
     np.save(table_path, table)
     record["table_sha256"] = file_sha256(table_path)
     record["bytes"] += added
-    next(f for f in record["files"] if f["path"] == "a/ct/c/0/0/0")["bytes"] += added
+    next(f for f in record["files"] if f["path"] == "a/ct/c.0.0.0")["bytes"] += added
     index.pop("seal")
     (folder / "index.json").write_text(json.dumps(index))
     return folder
