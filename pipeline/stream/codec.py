@@ -54,11 +54,12 @@ def _checksum(body: memoryview | bytes, name: str) -> int:
     return xxhash.xxh3_64_intdigest(body, xxhash.xxh3_64_intdigest(name.encode()))
 
 
-def member_size(view: memoryview, at: int, name: str, shard: str) -> int:
-    """Return how long the member at ``at`` says that it is, header included; decoding proves it."""
+def stated(view: memoryview | bytes, at: int, name: str, shard: str = "") -> tuple[int, int]:
+    """Return the size, header included, and the checksum that the member at ``at`` states; decoding proves them."""
     if len(view) - at < HEADER.size:
         raise ArtifactError(f"{_where(name, shard)} is too short", value=f"{len(view) - at} bytes", remedy=_REMEDY)
-    return HEADER.size + HEADER.unpack_from(view, at)[-1]
+    checksum, *_, stored = HEADER.unpack_from(view, at)
+    return HEADER.size + stored, checksum
 
 
 def decode_into(member: memoryview | bytes, out: NDArray, name: str, shard: str = "") -> None:

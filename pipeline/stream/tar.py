@@ -17,16 +17,19 @@ from numpy.typing import NDArray
 from pipeline.artifacts import atomic_path, file_sha256
 from pipeline.errors import ArtifactError
 from pipeline.records import ShardFile
-from pipeline.stream.codec import MASK, decode_into, encode, member_name, member_size
+from pipeline.stream.codec import MASK, decode_into, encode, member_name, stated
 from pipeline.stream.shard import REMEDY, Film, parts, patiently, read_table, write_table
 
-TABLE = np.dtype("<u4")  # blocks of the tar: where each slice begins, and where the last one ends
+# Where each slice begins, in blocks of the tar (a last row: where all end), and the sum of its members' checksums:
+# the sound slice of another volume at the same place, from a folder copied by half, has another sum.
+TABLE = np.dtype([("block", "<u4"), ("sum", "<u4")])
 _BLOCK = 512
+_SUM_BITS = 0xFFFFFFFF
 
 
 def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str) -> ShardFile:
     """Write ``NAME.tar`` and ``NAME.npy`` (the table) atomically; the same films give the same bytes."""
-    blocks: list[int] = []
+    rows: list[tuple[int, int]] = []
     cases: list[str] = []
     members = 0
     tar_path, table_path = folder / f"{name}.tar", folder / f"{name}.npy"
@@ -35,16 +38,18 @@ def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str) -> S
             for film in films:
                 cases.append(film.case_id)
                 for k in range(len(film.mask)):
-                    blocks.append(tar.offset // _BLOCK)
+                    begin, total = tar.offset // _BLOCK, 0
                     for part in parts(tuple(film.frames)):
                         info = tarfile.TarInfo(member_name(film.case_id, k, part))
                         data = encode(film.mask[k] if part == MASK else film.frames[part][k], info.name, codec)
                         info.size = len(data)
                         tar.addfile(info, io.BytesIO(data))
+                        total += stated(data, 0, info.name)[1]
                         members += 1
-            blocks.append(tar.offset // _BLOCK)
+                    rows.append((begin, total & _SUM_BITS))
+            rows.append((tar.offset // _BLOCK, 0))
         stream.flush()
-    write_table(table_path, blocks, TABLE)
+    write_table(table_path, rows, TABLE)
     return ShardFile(
         file=tar_path.name,
         sha256=file_sha256(tar_path),
@@ -78,10 +83,11 @@ class TarShard:
                 remedy=REMEDY,
             )
         count = sum(slices[case] for case in record.cases)
-        blocks = read_table(folder, record, members=count * len(parts), rows=count + 1, dtype=TABLE)
+        table = read_table(folder, record, members=count * len(parts), rows=count + 1, dtype=TABLE)
+        blocks = table["block"]
         if np.any(blocks[1:] <= blocks[:-1]) or (int(blocks[-1]) + 2) * _BLOCK > record.bytes:
             raise ArtifactError(f"The table of shard '{path.name}' leads out of it", remedy=REMEDY)
-        self._blocks = blocks  # four bytes a slice: all that an open shard keeps of its members
+        self._table = table  # eight bytes a slice: all that an open shard keeps of its members
         self._parts = list(parts)
         first = np.cumsum([0, *(slices[case] for case in record.cases)]).tolist()
         self._films = {case: (at, slices[case]) for case, at in zip(record.cases, first, strict=False)}
@@ -97,21 +103,29 @@ class TarShard:
         first, slices = self._films[case_id]
         if start < 0 or count < 1 or start + count > slices:
             raise IndexError(f"slices {start} to {start + count - 1} of a film of {slices}")
-        blocks: list[int] = self._blocks[first + start : first + start + count + 1].tolist()
+        rows = self._table[first + start : first + start + count + 1]
+        blocks: list[int] = rows["block"].tolist()
+        sums: list[int] = rows["sum"].tolist()
         begin = blocks[0] * _BLOCK
         length = blocks[-1] * _BLOCK - begin
         view = memoryview(self._pread(length, begin))
         if len(view) != length:
             raise ArtifactError(f"Shard '{self.name}' ended while being read", remedy=REMEDY)
         for k in range(count):
-            at = blocks[k] * _BLOCK - begin
+            at, total = blocks[k] * _BLOCK - begin, 0
             for part in self._parts:
                 name = member_name(case_id, start + k, part)
                 at += _BLOCK  # the tar's own header
-                size = member_size(view, at, name, self.name)
+                size, checksum = stated(view, at, name, self.name)
+                total += checksum
                 if part in out:
                     decode_into(view[at : at + size], out[part][k], name, self.name)
                 at += -(-size // _BLOCK) * _BLOCK
+            if total & _SUM_BITS != sums[k]:
+                raise ArtifactError(
+                    f"Slice {start + k} of case '{case_id}' in shard '{self.name}' is not the one of the table",
+                    remedy=REMEDY,
+                )
 
     def _pread(self, length: int, begin: int) -> bytes:
         return patiently(lambda: os.pread(self._file, length, begin), self.name, again=self._reopen)

@@ -27,9 +27,8 @@ from pipeline.stream.shard import REMEDY, Film, parts, patiently, read_table, wr
 
 # What a reader finds where nothing was written. Water is 0 HU, air -1024: these are no one's tissue.
 FILL = {"int16": -32768, "uint8": 255}
-TABLE = np.dtype(
-    [("case", "<u2"), ("slice", "<u4"), ("part", "u1"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")]
-)
+# Of every slice, in the order case, part, slice: where it ends in its array's file, and its crc32c.
+TABLE = np.dtype([("stop", "<u8"), ("crc", "<u4")])
 _CRC = 4  # bytes of a crc32c behind what it covers
 _BLOSC_HEADER = 16
 _CHUNK = "c.0.0.0"  # the one chunk of an array, zarr's shard: the whole film
@@ -39,7 +38,7 @@ _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 def array_metadata(shape: Sequence[int], dtype: str, codec: str) -> dict[str, Any]:
     """Return the ``zarr.json`` of an array of (slices, rows, columns)."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}
-    lz4 = {"cname": "lz4", "clevel": 5, "shuffle": "shuffle", "typesize": np.dtype(dtype).itemsize, "blocksize": 0}
+    lz4 = {"cname": "lz4hc", "clevel": 3, "shuffle": "shuffle", "typesize": np.dtype(dtype).itemsize, "blocksize": 0}
     inner: list[dict[str, Any]] = [little if dtype == "int16" else {"name": "bytes"}]
     if codec == "lz4":
         inner.append({"name": "blosc", "configuration": lz4})
@@ -69,15 +68,15 @@ def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str) -> S
     Raises:
         DataError: A film holds the value that marks what was never written.
     """
-    rows: list[tuple[int, int, int, int, int, int]] = []
+    rows: list[tuple[int, int]] = []
     cases: list[str] = []
     zarr_path, table_path = folder / f"{name}.zarr", folder / f"{name}.npy"
     with atomic_folder(zarr_path) as root:
         _write_json(root, _GROUP)
-        for number, film in enumerate(films):
+        for film in films:
             cases.append(film.case_id)
             _write_json(root / film.case_id, _GROUP)
-            for p, part in enumerate(parts(tuple(film.frames))):
+            for part in parts(tuple(film.frames)):
                 images = film.mask if part == MASK else film.frames[part]
                 fill = FILL[images.dtype.name]
                 if (images == fill).any():
@@ -87,7 +86,7 @@ def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str) -> S
                     )
                 place = root / film.case_id / part
                 _write_json(place, array_metadata(images.shape, images.dtype.name, codec))
-                rows += [(number, k, p, *chunk) for k, chunk in enumerate(_write_chunks(place / _CHUNK, images, codec))]
+                rows += _write_chunks(place / _CHUNK, images, codec)
         files = [
             StoredFile(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, sha256=file_sha256(path))
             for path in sorted(root.rglob("*"))
@@ -111,21 +110,23 @@ def _write_json(folder: Path, metadata: dict[str, Any]) -> None:
     (folder / "zarr.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_chunks(path: Path, images: NDArray, codec: str) -> list[tuple[int, int, int]]:
-    """Write an array's slices and zarr's index behind them; return offset, size and crc32c of each slice."""
-    chunks: list[tuple[int, int, int]] = []
-    offset = 0
+def _write_chunks(path: Path, images: NDArray, codec: str) -> list[tuple[int, int]]:
+    """Write an array's slices and zarr's index behind them; return where each slice ends, and its crc32c."""
+    rows: list[tuple[int, int]] = []
+    index: list[tuple[int, int]] = []  # offset and size
+    stop = 0
     with path.open("wb") as stream:
         for image in images:
             image = np.ascontiguousarray(image, image.dtype.newbyteorder("<"))
-            payload = blosc.compress(image, b"lz4", 5, blosc.SHUFFLE) if codec == "lz4" else image.tobytes()
+            payload = blosc.compress(image, b"lz4hc", 3, blosc.SHUFFLE) if codec == "lz4" else image.tobytes()
             crc = google_crc32c.value(payload)
             stream.write(payload + crc.to_bytes(_CRC, "little"))
-            chunks.append((offset, len(payload) + _CRC, crc))
-            offset += len(payload) + _CRC
-        index = np.array([chunk[:2] for chunk in chunks], "<u8").tobytes()
-        stream.write(index + google_crc32c.value(index).to_bytes(_CRC, "little"))
-    return chunks
+            index.append((stop, len(payload) + _CRC))
+            stop += len(payload) + _CRC
+            rows.append((stop, crc))
+        data = np.array(index, "<u8").tobytes()
+        stream.write(data + google_crc32c.value(data).to_bytes(_CRC, "little"))
+    return rows
 
 
 class ZarrShard:
@@ -153,22 +154,20 @@ class ZarrShard:
             _check_size(folder / path, path, expected)
         members = sum(slices[case] for case in record.cases) * len(parts)
         table = read_table(folder, record, members=members, rows=members, dtype=TABLE)
-        if (table["offset"] > record.bytes).any() or (table["offset"] + table["size"] > record.bytes).any():
-            raise ArtifactError(f"The table of shard '{record.file}' leads out of it", remedy=REMEDY)
-        self._offset, self._size, self._crc = (table[name].astype(np.int64) for name in ("offset", "size", "crc"))
+        self._stop, self._crc = table["stop"].astype(np.int64), table["crc"]
         self._slices = {case: slices[case] for case in record.cases}
         self._first: dict[tuple[str, str], int] = {}
         first = 0
         for case in record.cases:
             for part in parts:
-                self._first[case, part], stop = first, first + slices[case]
-                ends = np.cumsum(self._size[first:stop])
+                self._first[case, part] = first
+                stops = self._stop[first : first + slices[case]]
                 whole, _ = contents.get(f"{record.file}/{case}/{part}/{_CHUNK}", (0, ""))
-                if ends[-1] > whole or (self._offset[first:stop] != ends - self._size[first:stop]).any():
+                if (np.diff(stops, prepend=0) <= _CRC).any() or stops[-1] > whole:
                     raise ArtifactError(
-                        f"Shard '{self.name}' and its table disagree on '{part}' of case '{case}'", remedy=REMEDY
+                        f"The table of shard '{self.name}' leads out of '{part}' of case '{case}'", remedy=REMEDY
                     )
-                first = stop
+                first += slices[case]
 
     def read_into(self, case_id: str, start: int, count: int, out: dict[str, NDArray]) -> None:
         """Decode ``count`` slices from ``start`` into ``out[part]``, each (count, rows, columns), a read per part.
@@ -187,19 +186,20 @@ class ZarrShard:
                     value=f"{(count, *self._image)} {dtype}",
                     allowed=f"{images.shape} {images.dtype}",
                 )
-            rows = slice(self._first[case_id, part] + start, self._first[case_id, part] + start + count)
-            begin = int(self._offset[rows.start])
-            stops = (self._offset[rows] + self._size[rows] - begin).tolist()
+            first = self._first[case_id, part] + start
+            begin = int(self._stop[first - 1]) if start else 0
+            stops = (self._stop[first : first + count] - begin).tolist()
+            crcs = self._crc[first : first + count].tolist()
             data = self._read(self._root / case_id / part / _CHUNK, stops[-1], begin)
-            first = 0
-            for k, (stop, crc) in enumerate(zip(stops, self._crc[rows].tolist(), strict=True)):
-                if not self._decode(data[first:stop], crc, images[k]):
+            at = 0
+            for k, (stop, crc) in enumerate(zip(stops, crcs, strict=True)):
+                if not self._decode(data[at:stop], crc, images[k]):
                     raise ArtifactError(
                         f"Slice {start + k} ('{part}') of case '{case_id}' in shard '{self.name}' "
                         "does not match its checksum or its size",
                         remedy=REMEDY,
                     )
-                first = stop
+                at = stop
 
     def _read(self, path: Path, length: int, begin: int) -> NDArray[np.uint8]:
         def attempt() -> bytes:

@@ -225,14 +225,19 @@ def test_an_index_that_was_altered_is_refused(fresh):
         ShardIndex.load(folder)
 
 
+def moved(table, blocks):
+    table["block"] += blocks
+    return table
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda blocks: blocks[:-1], "lacks members: its cases need 42"),
-        (lambda blocks: blocks.astype("<u8"), "lacks members"),
-        (lambda blocks: blocks + blocks[-1], "leads out of it"),
-        (lambda blocks: blocks[::-1].copy(), "leads out of it"),
-        (lambda blocks: np.repeat(blocks[:1], len(blocks)), "leads out of it"),
+        (lambda table: table[:-1], "lacks members: its cases need 42"),
+        (lambda table: table["block"].astype("<u8"), "lacks members"),
+        (lambda table: moved(table, table["block"][-1]), "leads out of it"),
+        (lambda table: table[::-1].copy(), "leads out of it"),
+        (lambda table: np.repeat(table[:1], len(table)), "leads out of it"),
     ],
 )
 def test_a_table_that_does_not_fit_its_shard_is_refused(fresh, change, message):
