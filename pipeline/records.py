@@ -178,7 +178,7 @@ class ShardCase(BaseModel):
     split: Split
     fold: int = 0  # as in the cohort
     shard: int
-    slices: int
+    slices: Annotated[int, Field(ge=1)]
     film_grid: GridRecord  # the stored film: (slices, rows, columns)
     source_grids: dict[Modality, GridRecord]  # the native grid of each modality's file
     scale: dict[Modality, float] = Field(default_factory=dict)  # stored value x scale = physical value
