@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import GeometryError
 from pipeline.geometry import FILM_AXES, Grid, Volume, reorder
-from pipeline.imaging.resample import resample
+from pipeline.imaging.resample import planes
 from pipeline.records import GridRecord
 
 PADDING_HU = -1024.0
@@ -89,22 +89,29 @@ def film_grid(
 
 
 def to_stored(volume: Volume, grid: Grid) -> tuple[NDArray[np.int16], float]:
-    """Resample a volume onto the film's grid and round it to int16.
+    """Resample a volume onto the film's grid and round it to int16, plane by plane.
 
     Returns:
         Stored integers and their scale: stored x scale = physical value (1 for HU).
     """
-    if volume.unit == "HU":
-        # Padding below air (-2000, -3024) must not bleed into the skin.
-        # Compared as floats: -1024 has no place in an unsigned integer.
-        clipped = volume.with_array(np.maximum(volume.array.astype(np.float32), np.float32(PADDING_HU)))
-        moved, scale = resample(clipped, grid, outside=PADDING_HU).array, 1.0
-    else:
-        moved = resample(volume, grid, outside=0.0).array
-        largest = float(np.abs(moved).max(initial=0.0))
-        scale = largest / 32000 if largest > 0 else 1.0
-    # The lowest integer stays free: zarr stores mark with it what was never written.
-    return np.clip(np.rint(moved / np.float32(scale)), _INT16.min + 1, _INT16.max).astype(np.int16), scale
+    hu = volume.unit == "HU"
+    outside, scale = (PADDING_HU, 1.0) if hu else (0.0, _scale(volume.array))
+    stored = np.empty(grid.shape, np.int16)
+    # Padding below air (-2000, -3024) must not bleed into the skin.
+    for k, plane in enumerate(planes(volume, grid, outside=outside, floor=PADDING_HU if hu else None)):
+        if not hu:
+            plane /= np.float32(scale)
+        np.rint(plane, out=plane)
+        # The lowest integer stays free: zarr stores mark with it what was never written.
+        stored[k] = np.clip(plane, _INT16.min + 1, _INT16.max, out=plane)
+    return stored, scale
+
+
+def _scale(array: NDArray) -> float:
+    """Return the step with which values are stored; interpolation never leaves their range."""
+    largest = max(abs(float(array.min(initial=0))), abs(float(array.max(initial=0))))
+    scale = largest / 32000
+    return scale if scale > np.finfo(np.float32).tiny else 1.0
 
 
 def grid_record(grid: Grid) -> GridRecord:

@@ -1,20 +1,31 @@
-"""Resampling onto another grid, without the aliasing, truncation and half-voxel shifts of common tools."""
+"""Resampling onto another grid, without the aliasing, truncation and half-voxel shifts of common tools.
+
+Planes of the target are made one after another, so that a volume of any length needs the memory of a few planes.
+Sums are formed tap by tap in one order, never by a matrix library: every machine gives the same bits.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from pipeline.geometry import Grid, Volume
 
+Order = Literal["linear", "nearest"]
 # Off-axis terms below this many voxels over the whole volume count as header noise.
 _STRAIGHT_VOXELS = 0.02
+# Planes converted or rotated together: a volume stored along another axis is then not crossed once per plane.
+_SLAB = 16
+_GAUSSIAN_REACH = 4.0  # standard deviations
 
 
-def resample(volume: Volume, grid: Grid, *, outside: float, order: Literal["linear", "nearest"] = "linear") -> Volume:
+def resample(volume: Volume, grid: Grid, *, outside: float, order: Order = "linear") -> Volume:
     """Resample a volume onto ``grid``.
 
     Linear interpolation; where the target is coarser, the triangle widens to the target's spacing (antialiased,
@@ -29,33 +40,36 @@ def resample(volume: Volume, grid: Grid, *, outside: float, order: Literal["line
     Returns:
         Float32 voxels (the volume's dtype for ``nearest``), not rounded.
     """
+    out = np.empty(grid.shape, volume.array.dtype if order == "nearest" else np.float32)
+    for k, plane in enumerate(planes(volume, grid, outside=outside, order=order)):
+        out[k] = plane
+    return Volume(out, grid.affine.copy(), volume.unit)
+
+
+def planes(
+    volume: Volume, grid: Grid, *, outside: float, order: Order = "linear", floor: float | None = None
+) -> Iterator[NDArray]:
+    """Yield what ``resample`` returns, plane by plane along the grid's first axis, each in memory of its own.
+
+    Args:
+        volume: As in ``resample``; no copy of it is made.
+        grid: As in ``resample``.
+        outside: As in ``resample``.
+        order: As in ``resample``.
+        floor: Values below it are raised to it before they are interpolated.
+    """
     to_source = np.linalg.inv(volume.affine) @ grid.affine
     axes = _shared_axes(to_source, grid.shape)
     if axes is None:
-        return _resample_oblique(volume, grid, to_source, outside, order)
+        return _oblique_planes(volume.array, grid.shape, to_source, outside, order, floor)
+    # Source axis i belongs to target axis axes[i].
+    array = np.transpose(volume.array, np.argsort(axes))
     positions = [
         to_source[source, target] * np.arange(grid.shape[target]) + to_source[source, 3]
-        for source, target in enumerate(axes)
+        for target, source in enumerate(np.argsort(axes))
     ]
-    array = volume.array
-    inside = [_inside(p, n) for p, n in zip(positions, array.shape, strict=True)]
-    if order == "nearest":
-        # Halfway, the lower index: rounding to even would take some voxels twice and others never.
-        index = [
-            np.clip(np.ceil(p - 0.5 - 1e-6), 0, n - 1).astype(int) for p, n in zip(positions, array.shape, strict=True)
-        ]
-        out = array[np.ix_(*index)]
-    else:
-        out = array if array.dtype == np.float32 else array.astype(np.float32)
-        # The axis that shrinks most goes first: less is left for the others.
-        for axis in np.argsort([len(p) / n for p, n in zip(positions, array.shape, strict=True)]):
-            out = _interpolate(out, positions[axis], int(axis))
-    out = np.ascontiguousarray(out) if out.base is not None or not out.flags.owndata else out
-    if not all(i.all() for i in inside):
-        out = np.where(_outer_and(inside), out, np.asarray(outside, out.dtype))
-    # Source axis i belongs to target axis axes[i].
-    out = np.ascontiguousarray(np.transpose(out, np.argsort(axes)))
-    return Volume(out, grid.affine.copy(), volume.unit)
+    make = _nearest_planes if order == "nearest" else _linear_planes
+    return _edged(make(array, positions, floor), array, positions, outside)
 
 
 def _shared_axes(to_source: NDArray[np.float64], shape: tuple[int, int, int]) -> list[int] | None:
@@ -74,19 +88,71 @@ def _inside(positions: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
     return (positions > -0.5 - 1e-6) & (positions < count - 0.5 + 1e-6)
 
 
-def _outer_and(parts: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    a, b, c = parts
-    return a[:, None, None] & b[None, :, None] & c[None, None, :]
+def _edged(
+    made: Iterator[NDArray], array: NDArray, positions: list[NDArray[np.float64]], outside: float
+) -> Iterator[NDArray]:
+    """Put ``outside`` where a plane reaches beyond the volume."""
+    slices, rows, columns = (_inside(p, n) for p, n in zip(positions, array.shape, strict=True))
+    for inside, plane in zip(slices, made, strict=True):
+        if inside:
+            plane[~rows] = outside
+            plane[:, ~columns] = outside
+        else:
+            plane[...] = outside
+        yield plane
 
 
-def _interpolate(array: NDArray[np.float32], positions: NDArray[np.float64], axis: int) -> NDArray[np.float32]:
-    """Interpolate one axis at fractional indices with a (widened) triangle kernel."""
-    count = array.shape[axis]
+# --- Grids that share their axes ---------------------------------------------------------------------------------
+
+
+def _nearest_planes(
+    array: NDArray, positions: list[NDArray[np.float64]], floor: float | None
+) -> Iterator[NDArray]:
+    # Halfway, the lower index: rounding to even would take some voxels twice and others never.
+    index = [np.clip(np.ceil(p - 0.5 - 1e-6), 0, n - 1).astype(int) for p, n in zip(positions, array.shape, strict=True)]
+    for k in index[0]:
+        plane = array[k].take(index[1], axis=0).take(index[2], axis=1)
+        yield plane if floor is None else np.maximum(plane, plane.dtype.type(floor))
+
+
+def _linear_planes(
+    array: NDArray, positions: list[NDArray[np.float64]], floor: float | None
+) -> Iterator[NDArray[np.float32]]:
+    slices, rows, columns = (_weights(p, n) for p, n in zip(positions, array.shape, strict=True))
+    along_rows, along_columns = _along_rows(rows), _along_rows(columns)
+    slabs: dict[int, NDArray[np.float32]] = {}
+    for k in range(slices.shape[0]):
+        taps = slice(*slices.indptr[k : k + 2])
+        needed = slices.indices[taps].tolist()
+        wanted = {i // _SLAB for i in needed}
+        slabs = {n: slab for n, slab in slabs.items() if n in wanted}
+        for n in wanted - set(slabs):
+            slabs[n] = np.array(array[n * _SLAB : (n + 1) * _SLAB], np.float32, order="C")
+            if floor is not None:
+                np.maximum(slabs[n], np.float32(floor), out=slabs[n])
+        plane = np.zeros(array.shape[1:], np.float32)
+        for i, weight in zip(needed, slices.data[taps], strict=True):
+            plane += slabs[i // _SLAB][i % _SLAB] * weight
+        yield cv2.transpose(along_columns(cv2.transpose(along_rows(plane))))
+
+
+def _along_rows(weights: sparse.csr_array) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Return the interpolation of a plane's first axis; voxels that keep their place are moved bit by bit."""
+    if weights.nnz == weights.shape[0]:
+        return lambda plane: plane.take(weights.indices, axis=0)
+    return lambda plane: np.asarray(weights @ plane)
+
+
+def _weights(positions: NDArray[np.float64], count: int) -> sparse.csr_array:
+    """Return the (positions, voxels) weights of a (widened) triangle at fractional indices, float32, rows sum to 1."""
     rounded = np.round(positions)
-    if np.abs(positions - rounded).max(initial=0) < 1e-6 and (len(positions) < 2 or _step(positions) <= 1 + 1e-6):
+    step = abs(positions[1] - positions[0]) if len(positions) > 1 else 1.0
+    if np.abs(positions - rounded).max(initial=0) < 1e-6 and step <= 1 + 1e-6:
         # On voxels exactly: a shift, a crop or a flip loses nothing.
-        return np.take(array, np.clip(rounded, 0, count - 1).astype(int), axis=axis)
-    width = max(1.0, _step(positions)) if len(positions) > 1 else 1.0
+        index = np.clip(rounded, 0, count - 1).astype(int)
+        ones = np.ones(len(index), np.float32)
+        return sparse.csr_array((ones, index, np.arange(len(index) + 1)), shape=(len(index), count))
+    width = max(1.0, step)
     offset = np.arange(count)[None, :] - np.clip(positions, 0, count - 1)[:, None]
     weights = np.clip(1 - np.abs(offset) / width, 0, None)
     if width > 1:
@@ -95,35 +161,64 @@ def _interpolate(array: NDArray[np.float32], positions: NDArray[np.float64], axi
         balance = (weights * offset).sum(axis=1) / (weights * offset**2).sum(axis=1)
         weights *= np.clip(1 - balance[:, None] * offset, 0, None)
     weights /= weights.sum(axis=1, keepdims=True)
-    moved = np.tensordot(weights.astype(np.float32), array, axes=(1, axis))
-    return np.moveaxis(moved, 0, axis)
+    return sparse.csr_array(weights.astype(np.float32))
 
 
-def _step(positions: NDArray[np.float64]) -> float:
-    return float(abs(positions[1] - positions[0]))
+# --- Rotated grids -----------------------------------------------------------------------------------------------
 
 
-def _resample_oblique(volume: Volume, grid: Grid, to_source: NDArray[np.float64], outside: float, order: str) -> Volume:
+def _oblique_planes(
+    array: NDArray,
+    shape: tuple[int, int, int],
+    to_source: NDArray[np.float64],
+    outside: float,
+    order: Order,
+    floor: float | None,
+) -> Iterator[NDArray]:
     """Interpolate on a rotated grid; a Gaussian of the spacing ratio comes first where the target is coarser."""
-    array = volume.array
-    if order == "linear":
-        array = array.astype(np.float32)
-        ratio = np.linalg.norm(to_source[:3, :3], axis=1)
-        sigma = np.sqrt(np.clip(ratio**2 - 1, 0, None)) * 0.5
-        if sigma.max() > 0.05:
-            array = ndimage.gaussian_filter(array, sigma, mode="nearest")
-    out = ndimage.affine_transform(
-        array,
-        to_source[:3, :3],
-        to_source[:3, 3],
-        output_shape=grid.shape,
-        order=1 if order == "linear" else 0,
-        mode="nearest",
-    )
-    a, b, c = (np.arange(n) for n in grid.shape)
-    for k in a:  # slice by slice: positions of all voxels at once would be larger than the volume
-        for axis, count in enumerate(array.shape):
-            row = to_source[axis]
-            positions = row[0] * k + row[1] * b[:, None] + row[2] * c[None, :] + row[3]
-            out[k][~_inside(positions, count)] = outside
-    return Volume(out, grid.affine.copy(), volume.unit)
+    linear = to_source[:3, :3]
+    sigma = np.sqrt(np.clip(np.linalg.norm(linear, axis=1) ** 2 - 1, 0, None)) * 0.5
+    smooth = order == "linear" and sigma.max() > 0.05
+    margin = [math.ceil(_GAUSSIAN_REACH * s) + 2 if smooth else 2 for s in sigma]
+    rows, columns = np.arange(shape[1])[:, None], np.arange(shape[2])[None, :]
+    for start in range(0, shape[0], _SLAB):
+        count = min(_SLAB, shape[0] - start)
+        offset = linear[:, 0] * start + to_source[:3, 3]
+        box = _box(linear, offset, (count, *shape[1:]), array.shape, margin)
+        part = array[box]
+        if order == "linear":
+            part = part.astype(np.float32)
+        if floor is not None:
+            part = np.maximum(part, part.dtype.type(floor))
+        if smooth:
+            part = ndimage.gaussian_filter(part, sigma, mode="nearest", truncate=_GAUSSIAN_REACH)
+        slab = ndimage.affine_transform(
+            part,
+            linear,
+            offset - [b.start for b in box],
+            output_shape=(count, *shape[1:]),
+            order=1 if order == "linear" else 0,
+            mode="nearest",
+        )
+        for k, plane in enumerate(slab):
+            for axis, size in enumerate(array.shape):
+                row = linear[axis]
+                positions = row[0] * k + row[1] * rows + row[2] * columns + offset[axis]
+                plane[~_inside(positions, size)] = outside
+            yield plane
+
+
+def _box(
+    linear: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    shape: tuple[int, ...],
+    source: tuple[int, ...],
+    margin: list[int],
+) -> tuple[slice, ...]:
+    """Return the part of the source that a slab of the target touches, never empty."""
+    corners = linear @ np.array(np.meshgrid(*[[0, n - 1] for n in shape])).reshape(3, -1) + offset[:, None]
+    box = []
+    for low, high, count, more in zip(corners.min(axis=1), corners.max(axis=1), source, margin, strict=True):
+        start = min(max(math.floor(low) - more, 0), count - 1)
+        box.append(slice(start, max(start + 1, min(math.ceil(high) + more + 1, count))))
+    return tuple(box)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pipeline.artifacts import atomic_path
 from pipeline.errors import DataError
 from pipeline.geometry import Grid, Volume
 from pipeline.io import metaimage, nifti, nrrd
-from pipeline.io.limits import check_file
+from pipeline.io.limits import check_file, update
 
 __all__ = ["SUFFIXES", "read_grid", "read_volume", "stem", "suffix", "write_volume"]
 
@@ -37,12 +38,13 @@ def stem(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix(path))]
 
 
-def read_volume(path: Path, unit: str = "HU") -> Volume:
+def read_volume(path: Path, unit: str = "HU", *, digest: Any = None) -> Volume:
     """Read voxels and grid.
 
     Args:
         path: A file with one of ``SUFFIXES``.
         unit: Of the values, which no format states: 'HU' or 'a.u.'.
+        digest: A hash of hashlib, updated with the file's bytes (for NIfTI in the same reading).
 
     Returns:
         The volume in the file's own axis order, affine to mm in RAS+; integers stay integers where the
@@ -52,7 +54,13 @@ def read_volume(path: Path, unit: str = "HU") -> Volume:
         DataError: The file is missing, empty, cut off, not what its suffix says, not one scalar volume of three
             axes, larger than allowed, or its geometry is unusable.
     """
-    volume: Volume = _format(path).read_volume(check_file(path))
+    module = _format(path)
+    check_file(path)
+    if module is nifti:
+        volume = nifti.read_volume(path, digest)
+    else:
+        volume = module.read_volume(path)
+        update(digest, path)
     return Volume(volume.array, volume.affine, unit)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,14 @@ def check_file(path: Path) -> Path:
     if path.stat().st_size == 0:
         raise DataError("A volume's file is empty", value="0 bytes", remedy=COPY_AGAIN)
     return path
+
+
+def update(digest: Any, path: Path) -> None:
+    """Tell a digest of hashlib (or None) a file's bytes."""
+    if digest is not None:
+        with path.open("rb") as stream:
+            while data := stream.read(1 << 20):
+                digest.update(data)
 
 
 def looks_like_text(path: Path) -> bool:

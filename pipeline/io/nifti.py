@@ -8,13 +8,17 @@ so headers are read with nibabel.
 from __future__ import annotations
 
 import gzip
+import io
 import logging
+import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -22,10 +26,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError, GeometryError
 from pipeline.geometry import Grid, Volume
-from pipeline.io.limits import ORTHOGONAL_DEGREES, check_affine, check_size, not_readable, shear_degrees, truncated
+from pipeline.io.limits import ORTHOGONAL_DEGREES, check_affine, check_size, not_readable, shear_degrees, truncated, update
 
 _KIND = "NIfTI"
 _GZIP_LEVEL = 3
+_CHUNK = 1 << 20
+_MAPPED_BYTES = 1 << 28  # above, the voxels of an uncompressed file stay on disk until they are looked at
 _MM = {"meter": 1000.0, "micron": 0.001}
 # nibabel logs header repairs to stderr by itself.
 logging.getLogger("nibabel.global").addHandler(logging.NullHandler())
@@ -37,15 +43,25 @@ def read_grid(path: Path) -> Grid:
     return Grid(_shape(header), _affine(header))
 
 
-def read_volume(path: Path) -> Volume:
-    """Read voxels with the file's scaling applied; a scale that is 0 or not a number means unscaled."""
+def read_volume(path: Path, digest: Any = None) -> Volume:
+    """Read voxels with the file's scaling applied; a scale that is 0 or not a number means unscaled.
+
+    ``digest`` (of hashlib) is updated with the file's bytes while they are read.
+    """
     image = _inspect(path)
     header = image.header
     shape, dtype, affine = _shape(header), header.get_data_dtype(), _affine(header)
-    wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = _voxel_bytes(path, int(image.dataobj.offset), wanted)
-    array = np.frombuffer(raw, dtype).reshape(shape, order="F")
-    return Volume(_scaled(array.astype(dtype.newbyteorder("=")), image.dataobj.slope, image.dataobj.inter), affine)
+    # nibabel has turned a slope of 0 or NaN into 1 and 0 by now.
+    offset, slope, intercept = int(image.dataobj.offset), float(image.dataobj.slope), float(image.dataobj.inter)
+    if not _is_compressed(path) and math.prod(shape) * dtype.itemsize > _MAPPED_BYTES:
+        update(digest, path)
+        raw: NDArray = np.memmap(path, dtype, "c", offset, shape, "F")
+    else:
+        raw = np.empty(shape, dtype, "F")
+        _fill(raw, path, offset, digest)
+    if not dtype.isnative:
+        raw = raw.byteswap(inplace=True).view(dtype.newbyteorder("="))
+    return Volume(raw if (slope, intercept) == (1, 0) else _scaled(raw, slope, intercept), affine)
 
 
 def write_volume(path: Path, volume: Volume) -> None:
@@ -63,7 +79,7 @@ def write_volume(path: Path, volume: Volume) -> None:
     image.header.set_xyzt_units("mm")
     data = image.to_bytes()
     # gzip would otherwise store the time of writing.
-    compressed = path.name.lower().endswith(".gz")
+    compressed = _is_compressed(path)
     path.write_bytes(gzip.compress(data, _GZIP_LEVEL, mtime=0) if compressed else data)
 
 
@@ -72,7 +88,7 @@ def _inspect(path: Path) -> Any:
 
     The header of a loaded image has lost offset and scaling: its ``dataobj`` keeps what the file says.
     """
-    compressed = path.name.lower().endswith(".gz")
+    compressed = _is_compressed(path)
     try:
         image: Any = nib.load(path)
         header = image.header
@@ -124,33 +140,68 @@ def _affine(header: nib.Nifti1Header) -> NDArray[np.float64]:
     return check_affine(best, _KIND)
 
 
-def _voxel_bytes(path: Path, offset: int, wanted: int) -> bytes:
+def _is_compressed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+class _Noted(io.FileIO):
+    """A file that tells a digest what is read from it."""
+
+    def __init__(self, path: Path, digest: Any) -> None:
+        super().__init__(path)
+        self._digest = digest
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(-1 if size is None else size)
+        if self._digest is not None:
+            self._digest.update(data)
+        return data
+
+
+def _fill(array: NDArray, path: Path, offset: int, digest: Any) -> None:
+    """Read voxels into an F-ordered array, without a second copy of them in memory."""
+    target = memoryview(array.reshape(-1, order="F").view(np.uint8))
     try:
-        if path.name.lower().endswith(".gz"):
-            with gzip.open(path) as stream:
-                stream.seek(offset)
-                data = stream.read(wanted)
-                # Reading past the voxels makes gzip compare its checksum; a bomb behind them is not unpacked.
-                stream.read(65536)
-        else:
-            with path.open("rb") as stream:
-                stream.seek(offset)
-                data = stream.read(wanted)
-    except (OSError, EOFError, zlib.error):
+        with _Noted(path, digest) as file:
+            if _is_compressed(path):
+                with igzip.GzipFile(fileobj=file) as unpacked:
+                    unpacked.seek(offset)
+                    filled = _read_into(target, unpacked)
+                    # Reading past the voxels makes gzip compare its checksum; a bomb behind them is not unpacked.
+                    unpacked.read(65536)
+            else:
+                file.read(offset)
+                filled = _read_into(target, file)
+            while digest is not None and file.read(_CHUNK):
+                pass
+    except (OSError, EOFError, isal_zlib.error):
         raise truncated(_KIND) from None
-    if len(data) < wanted:
+    if filled < len(target):
         raise truncated(_KIND)
-    return data
+
+
+def _read_into(target: memoryview, stream: Any) -> int:
+    filled = 0
+    while filled < len(target) and (data := stream.read(min(_CHUNK, len(target) - filled))):
+        target[filled : filled + len(data)] = data
+        filled += len(data)
+    return filled
 
 
 def _scaled(array: NDArray, slope: float, intercept: float) -> NDArray:
-    # nibabel has turned a slope of 0 or NaN into 1 and 0 by now.
-    if slope == 1 and intercept == 0:
-        return array
-    if array.dtype.kind in "iu" and float(slope).is_integer() and float(intercept).is_integer():
+    if array.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
         low, high = int(array.min()) * slope + intercept, int(array.max()) * slope + intercept
         for dtype in (np.int16, np.int32):
             limits = np.iinfo(dtype)
             if min(low, high) >= limits.min and max(low, high) <= limits.max:
-                return (array.astype(np.int64) * int(slope) + int(intercept)).astype(dtype)
-    return (array.astype(np.float64) * slope + intercept).astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
+                return _each(array, dtype, lambda image: image.astype(np.int64) * int(slope) + int(intercept))
+    wide = np.float64 if array.dtype.itemsize > 4 else np.float32
+    return _each(array, wide, lambda image: image.astype(np.float64) * slope + intercept)
+
+
+def _each(array: NDArray, dtype: type, change: Callable[[NDArray], NDArray]) -> NDArray:
+    """Change an F-ordered volume image by image: its intermediates are 8 bytes a voxel."""
+    out = np.empty(array.shape, dtype, "F")
+    for k in range(array.shape[2]):
+        out[..., k] = change(array[..., k])
+    return out
