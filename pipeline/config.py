@@ -140,7 +140,7 @@ def _check_together(config: Config) -> None:
     stream = config.stream
     if config.source == config.target:
         raise ConfigError("Source and target are the same modality", value=config.source)
-    if stream.clip_limit < stream.clip_length:
+    if 0 < stream.clip_limit < stream.clip_length:
         raise ConfigError("stream.clip_limit is below stream.clip_length", value=stream.clip_limit)
 
 

@@ -194,6 +194,43 @@ class ShardModality(BaseModel):
     padding: float
 
 
+class CaseFingerprint(BaseModel):
+    """What a case's reference volume is like, in film order: slices, rows, columns."""
+
+    model_config = ConfigDict(extra="forbid")
+    case_id: CaseId
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    body_mm: tuple[float, float, float]  # extent of the body's box
+    percentiles: tuple[float, float, float]  # 0.5, 50 and 99.5 % of the values inside the body
+
+
+class Fingerprint(Record):
+    """``fingerprint.json``: what a plan was made from."""
+
+    FILE: ClassVar[str] = "fingerprint.json"
+    WHAT: ClassVar[str] = "cohort's fingerprint"
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    reference: str  # the modality that was looked at
+    unit: str
+    cases: list[CaseFingerprint]
+    excluded: list[Excluded] = Field(default_factory=list)  # no body, or damaged: they have no part in the plan
+
+
+class Plan(Record):
+    """``plan.json``: one spacing, size and clip length for all cases, with a reason for each; part of the index."""
+
+    FILE: ClassVar[str] = "plan.json"
+    WHAT: ClassVar[str] = "plan of the cohort"
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    spacing_mm: tuple[float, float, float]  # slice, row, column
+    size: tuple[int, int]  # rows, columns
+    clip_length: int  # proposed for the start of a training
+    clip_limit: int  # and for its end
+    memory_gib: float
+    reasons: list[str]
+
+
 class ShardIndex(Record):
     """``index.json`` of a shard folder."""
 
@@ -213,6 +250,7 @@ class ShardIndex(Record):
     shards: list[ShardFile]
     preprocess: dict[str, Any]
     excluded: list[Excluded] = Field(default_factory=list)
+    plan: Plan | None = None
     seal: str = ""  # over all the rest: an altered scale or spacing would be believed
 
     @classmethod

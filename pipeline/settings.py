@@ -6,13 +6,29 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Spacing = tuple[Positive, Positive, Positive]
+Size = tuple[Count, Count]
+
+
+def _auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def _auto_count(value: Any) -> Any:
+    return 0 if value == "auto" else value
+
+
+# 'auto' in the YAML; the plan of 'cinevox preprocess' takes its place.
+AutoSpacing = Annotated[Spacing | None, BeforeValidator(_auto)]
+AutoSize = Annotated[Size | None, BeforeValidator(_auto)]
+AutoPositive = Annotated[Positive | None, BeforeValidator(_auto)]
+AutoCount = Annotated[int, Field(ge=0), BeforeValidator(_auto_count)]  # 0: auto
 
 
 class Section(BaseModel):
@@ -120,8 +136,9 @@ class SimulateSettings(Section):
 class PreprocessSettings(Section):
     """One spacing and one in-plane size for the whole cohort; all modalities of a case on one grid."""
 
-    spacing_mm: Spacing  # slice, row, column
-    size: tuple[Count, Count]  # rows, columns
+    spacing_mm: AutoSpacing  # slice, row, column; auto: docs/explanation/plan.md
+    size: AutoSize  # rows, columns
+    memory_gib: AutoPositive  # for training; auto: the GPU's, else this job's RAM
     resample: bool  # put modalities that lie on another grid onto the target's; else that is an error
     codec: Literal["lz4", "none"]
     store: Literal["tar", "zarr"]
@@ -153,9 +170,9 @@ class StreamSettings(Section):
     window: dict[str, tuple[float, float]]  # physical values mapped to [-1, 1] and clipped
     pairing: Literal["paired", "unpaired"]  # unpaired: targets in an order of their own, from any case that has them
     outside_mask: Literal["lowest", "keep"]  # what lies outside the mask
-    clip_length: Count
+    clip_length: AutoCount  # auto: as planned by 'cinevox preprocess'
     clip_growth: Count  # number of stages over the budget; the clip length doubles at each; 1: constant
-    clip_limit: Count
+    clip_limit: AutoCount
     clip_stride: Count  # distance between the first slices of two clips
     clips_per_epoch: Annotated[int, Field(ge=0)]  # 0: every clip once
     global_batch: Count  # clips per optimiser step, over all ranks
@@ -265,10 +282,18 @@ class ReportSettings(Section):
     film_megabytes: Annotated[float, Field(ge=0)]  # what the films of all cases may take in the page; 0: no films
 
 
+class ModelMemory(Section):
+    """What a training step holds, in bytes per pixel of the picture: whatever the clip's length, and for each slice."""
+
+    step: NotNegative
+    frame: NotNegative
+
+
 class ModelSettings(Section):
     """A method: ``name`` and its constructor as a node with ``_target_``."""
 
     name: str
+    memory: ModelMemory | None = None  # measured with benchmarks/training_memory.py; null: not known
     module: dict[str, Any]
 
 

@@ -36,7 +36,6 @@ REFUSED = {
     "folds and lists": ("cohort.split={folds: 5, test: [p1]}", "the lists of train, validation and test must be empty"),
     "no budget": ("trainer.budget.minutes=0", "trainer.budget needs steps or minutes"),
     "same modality": ("source=ct", "Source and target are the same modality. Found: ct"),
-    "clips above their limit": ("stream.clip_limit=2", "stream.clip_limit is below stream.clip_length"),
     "accumulation": ("stream.accumulate=2", "global_batch 1 is no multiple of accumulate 2"),
     "interpolation": ("label=${oc.env:HOME}", "Interpolations are not taken from the command line"),
     "escaped interpolation": (r"label='\${oc.env:HOME}'", "Interpolations are not taken"),
@@ -59,6 +58,14 @@ def test_a_wrong_setting_is_refused_with_its_name(fault):
         compose([word])
     assert expected in str(caught.value)
     assert os.environ["HOME"] not in str(caught.value)
+
+
+def test_clips_above_their_limit_are_refused_unless_the_plan_decides():
+    with pytest.raises(ConfigError, match="clip_limit is below stream.clip_length"):
+        compose(["stream.clip_length=6", "stream.clip_limit=2"])
+    stream = compose(["stream.clip_length=auto", "stream.clip_limit=2"]).stream
+    assert (stream.clip_length, stream.clip_limit) == (0, 2)
+    assert compose(["preprocess.spacing_mm=auto", "preprocess.size=auto"]).preprocess.size is None
 
 
 def test_a_question_ends_with_a_question_mark():

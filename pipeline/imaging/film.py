@@ -62,7 +62,7 @@ def film_grid(
     # Spacings that agree but for float32 headers are the same: voxels stay where they are to the last bit.
     step = [h if math.isclose(s, h, rel_tol=1e-5) else s for s, h in zip(spacing_mm, have, strict=True)]
     extent_mm = [(s.stop - s.start) * mm for s, mm in zip(box, have, strict=True)]
-    needed = [math.ceil(extent_mm[a] / step[a] - 1e-6) for a in (1, 2)]
+    needed = [pixels_needed(extent_mm[a], step[a]) for a in (1, 2)]
     if needed[0] > size[0] or needed[1] > size[1]:
         # Never smaller than now: the other cases must go on fitting.
         fits = [have if need <= have else _round_up(need) for need, have in zip(needed, size, strict=True)]
@@ -86,6 +86,11 @@ def film_grid(
     affine[:3, 3] = film.affine[:3, :3] @ first + film.affine[:3, 3]
     affine[:3, :3] = film.affine[:3, :3] * (np.asarray(step) / np.asarray(have))
     return Grid(shape, affine)
+
+
+def pixels_needed(extent_mm: float, spacing_mm: float) -> int:
+    """Return how many pixels hold a body of this extent."""
+    return math.ceil(extent_mm / spacing_mm - 1e-6)
 
 
 def to_stored(volume: Volume, grid: Grid) -> tuple[NDArray[np.int16], float]:

@@ -105,11 +105,11 @@ def _edged(
 # --- Grids that share their axes ---------------------------------------------------------------------------------
 
 
-def _nearest_planes(
-    array: NDArray, positions: list[NDArray[np.float64]], floor: float | None
-) -> Iterator[NDArray]:
+def _nearest_planes(array: NDArray, positions: list[NDArray[np.float64]], floor: float | None) -> Iterator[NDArray]:
     # Halfway, the lower index: rounding to even would take some voxels twice and others never.
-    index = [np.clip(np.ceil(p - 0.5 - 1e-6), 0, n - 1).astype(int) for p, n in zip(positions, array.shape, strict=True)]
+    index = [
+        np.clip(np.ceil(p - 0.5 - 1e-6), 0, n - 1).astype(int) for p, n in zip(positions, array.shape, strict=True)
+    ]
     for k in index[0]:
         plane = array[k].take(index[1], axis=0).take(index[2], axis=1)
         yield plane if floor is None else np.maximum(plane, plane.dtype.type(floor))
@@ -133,7 +133,12 @@ def _linear_planes(
         plane = np.zeros(array.shape[1:], np.float32)
         for i, weight in zip(needed, slices.data[taps], strict=True):
             plane += slabs[i // _SLAB][i % _SLAB] * weight
-        yield cv2.transpose(along_columns(cv2.transpose(along_rows(plane))))
+        yield _transposed(along_columns(_transposed(along_rows(plane))))
+
+
+def _transposed(plane: NDArray[np.float32]) -> NDArray[np.float32]:
+    # Several times as fast as a copy of numpy's transposed view.
+    return np.asarray(cv2.transpose(plane), np.float32)
 
 
 def _along_rows(weights: sparse.csr_array) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

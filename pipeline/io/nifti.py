@@ -26,10 +26,19 @@ from numpy.typing import NDArray
 
 from pipeline.errors import DataError, GeometryError
 from pipeline.geometry import Grid, Volume
-from pipeline.io.limits import ORTHOGONAL_DEGREES, check_affine, check_size, not_readable, shear_degrees, truncated, update
+from pipeline.io.limits import (
+    ORTHOGONAL_DEGREES,
+    check_affine,
+    check_size,
+    not_readable,
+    shear_degrees,
+    truncated,
+    update,
+)
 
 _KIND = "NIfTI"
 _GZIP_LEVEL = 3
+_IsalError: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 _CHUNK = 1 << 20
 _MAPPED_BYTES = 1 << 28  # above, the voxels of an uncompressed file stay on disk until they are looked at
 _MM = {"meter": 1000.0, "micron": 0.001}
@@ -151,18 +160,22 @@ class _Noted(io.FileIO):
         super().__init__(path)
         self._digest = digest
 
+    def readinto(self, buffer: Any, /) -> int:
+        count = super().readinto(buffer)
+        self._digest.update(memoryview(buffer)[:count])
+        return count
+
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(-1 if size is None else size)
-        if self._digest is not None:
-            self._digest.update(data)
+        self._digest.update(data)
         return data
 
 
 def _fill(array: NDArray, path: Path, offset: int, digest: Any) -> None:
     """Read voxels into an F-ordered array, without a second copy of them in memory."""
-    target = memoryview(array.reshape(-1, order="F").view(np.uint8))
+    target = memoryview(array.reshape(-1, order="F").view(np.uint8))  # type: ignore[arg-type]
     try:
-        with _Noted(path, digest) as file:
+        with path.open("rb") if digest is None else _Noted(path, digest) as file:
             if _is_compressed(path):
                 with igzip.GzipFile(fileobj=file) as unpacked:
                     unpacked.seek(offset)
@@ -174,7 +187,7 @@ def _fill(array: NDArray, path: Path, offset: int, digest: Any) -> None:
                 filled = _read_into(target, file)
             while digest is not None and file.read(_CHUNK):
                 pass
-    except (OSError, EOFError, isal_zlib.error):
+    except (OSError, EOFError, _IsalError):
         raise truncated(_KIND) from None
     if filled < len(target):
         raise truncated(_KIND)
@@ -201,7 +214,7 @@ def _scaled(array: NDArray, slope: float, intercept: float) -> NDArray:
 
 def _each(array: NDArray, dtype: type, change: Callable[[NDArray], NDArray]) -> NDArray:
     """Change an F-ordered volume image by image: its intermediates are 8 bytes a voxel."""
-    out = np.empty(array.shape, dtype, "F")
+    out: NDArray = np.empty(array.shape, dtype, "F")
     for k in range(array.shape[2]):
         out[..., k] = change(array[..., k])
     return out

@@ -1,11 +1,13 @@
 """Volumes to shards of ordered slices.
 
 Reads   input=COHORT      a folder with cohort.json (of 'cinevox cohort' or 'cinevox simulate')
-Writes  output=SHARDS     index.json, shard-NNNNN.tar (a plain WebDataset), shard-NNNNN.npy (offsets and checksums)
+Writes  output=SHARDS     index.json, shard-NNNNN.tar (a plain WebDataset), shard-NNNNN.npy (offsets and checksums),
+                          plan.json (spacing, size, clip length, and why), fingerprint.json (what it was made from)
 
 Main options
-  preprocess.spacing_mm=[slice,row,column]  one for the whole cohort
-  preprocess.size=[rows,columns]            centred on the body; a body that does not fit is an error
+  preprocess.spacing_mm=[slice,row,column]  one for the whole cohort; auto: planned from the cohort
+  preprocess.size=[rows,columns]            centred on the body; a body that does not fit is an error; auto: planned
+  preprocess.memory_gib=N                   for training; auto: the GPU's, else this job's RAM
   preprocess.resample=true                  put modalities on another grid onto the target's
   preprocess.store=tar|zarr                 shard-NNNNN.tar, or shard-NNNNN.zarr (zarr v3) beside the same index
   preprocess.short_cases=skip               leave out films below preprocess.minimum_slices, counted
@@ -13,32 +15,43 @@ Main options
 
 Intensities stay physical (int16 HU; MR int16 with its scale); window and normalisation belong to the training.
 Killed and started again it redoes only unfinished shards; the same inputs give the same bytes.
+--dry-run prints the plan and writes nothing.
 """
 
 from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.artifacts import check_free_space, claim_output, content_hash, file_sha256, read_json, write_json
-from pipeline.errors import ArtifactError, CinevoxError, DataError, GeometryError
-from pipeline.geometry import Grid, Volume, grid_difference
-from pipeline.imaging.film import PADDING_HU, film_grid, grid_from, grid_record, to_stored
-from pipeline.imaging.mask import body_mask, foreground_mask
-from pipeline.imaging.resample import resample
-from pipeline.io import read_volume
+from pipeline.artifacts import check_free_space, claim_output, content_hash, read_json, write_json
+from pipeline.errors import ArtifactError, CinevoxError, DataError
+from pipeline.imaging.film import PADDING_HU, grid_from
 from pipeline.locks import die_with_parent
+from pipeline.preparation.case import TooShortError, prepare_film
+from pipeline.preparation.fingerprint import fingerprint_case
+from pipeline.preparation.memory import case_voxels, job_bytes, training_memory, worker_bytes
+from pipeline.preparation.plan import make_plan
 from pipeline.progress import say, track
-from pipeline.records import Case, Cohort, Excluded, ShardCase, ShardFile, ShardIndex, ShardModality
+from pipeline.records import (
+    Case,
+    CaseFingerprint,
+    Cohort,
+    Excluded,
+    Fingerprint,
+    Plan,
+    ShardCase,
+    ShardFile,
+    ShardIndex,
+    ShardModality,
+)
 from pipeline.settings import Config, PreprocessSettings
 from pipeline.stream.shard import Film
 from pipeline.stream.store import is_whole, write_shard
@@ -46,8 +59,8 @@ from pipeline.stream.store import is_whole, write_shard
 _SKIPPED = "skipped: "
 
 
-class _TooShortError(DataError):
-    """A film below preprocess.minimum_slices."""
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 def run(config: Config) -> None:
@@ -57,13 +70,21 @@ def run(config: Config) -> None:
     cohort = Cohort.load(folder)
     modalities = _modalities(cohort, (config.source, config.target))
     reference = config.target if config.target in modalities else sorted(modalities)[0]
-    settings = config.preprocess
+    # A task carries its own cases only: a large cohort would be sent once per shard.
+    place = cohort.model_copy(update={"cases": [], "excluded": [], "made_by": {}})
+    plan, fingerprint = _plan(config, cohort, place, reference, modalities[reference])
+    settings = config.preprocess.model_copy(
+        update={"spacing_mm": plan.spacing_mm, "size": plan.size, "memory_gib": plan.memory_gib}
+    )
     groups = _groups(cohort, settings.patients_per_shard)
-    estimate = _estimate(cohort, settings, len(modalities))
+    estimate = _estimate(cohort, plan, len(modalities))
+    workers = _workers(config.workers, cohort, plan, len(modalities))
     say(
         f"{len(cohort.cases)} cases of {len({c.patient for c in cohort.cases})} patients, {', '.join(modalities)}; "
         f"{len(groups)} shards, at most {estimate / 1e6:.0f} MB"
     )
+    for reason in plan.reasons:
+        say(f"  {reason}")
     if config.dry_run:
         return
     decides = {
@@ -78,30 +99,20 @@ def run(config: Config) -> None:
     if claim.finished and (output / ShardIndex.FILE).is_file() and all(_is_done(output, n, quick=True) for n in names):
         say(f"'{output}' is finished already; nothing to do")
         return
+    if fingerprint is not None:
+        fingerprint.save(output)
+    plan.save(output)
     cohort_path = (folder / Cohort.FILE if folder.is_dir() else folder).resolve()
-    # A task carries its own cases only: a large cohort would be sent once per shard.
-    place = cohort.model_copy(update={"cases": [], "excluded": [], "made_by": {}})
     tasks = [
-        _Task(place, group, settings, tuple(modalities), reference, output, names[i], i)
+        _Task(place, group, plan, settings, tuple(modalities), reference, output, names[i], i)
         for i, group in enumerate(groups)
     ]
     todo = [task for task in tasks if not _is_done(output, task.name)]
     if len(todo) < len(tasks):
         say(f"Continuing: {len(tasks) - len(todo)} of {len(tasks)} shards are there")
-    if todo:
-        # Spawned, not forked: libraries that were imported with threads do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        try:
-            with ProcessPoolExecutor(min(config.workers, len(todo)), context, die_with_parent) as pool:
-                for _ in track(pool.map(_write, todo), "preprocess", total=len(todo)):
-                    pass
-        except BrokenProcessPool:
-            raise DataError(
-                "A worker process was killed, probably because memory ran out",
-                value=f"workers={config.workers}",
-                remedy="Set a smaller number of workers; the same command continues",
-            ) from None
-    excluded = _join(cohort_path, cohort.folds, modalities, settings, output, names, decides)
+    for _ in _in_processes(_write, todo, workers, "preprocess"):
+        pass
+    excluded = _join(cohort_path, cohort.folds, modalities, plan, settings, output, names, decides)
     say(f"Shards of {len(cohort.cases) - len(excluded)} cases in '{output}'")
     refused = [e for e in excluded if not e.reason.startswith(_SKIPPED)]
     if refused:
@@ -112,6 +123,97 @@ def run(config: Config) -> None:
         )
     # Only now: a run that left cases out by an error is not finished, and its rerun says so again.
     claim.finish(cases=len(cohort.cases) - len(excluded), excluded=len(excluded))
+
+
+def _in_processes(function: Callable[[_Job], _Result], jobs: list[_Job], workers: int, label: str) -> Iterator[_Result]:
+    """Yield results in the order of the jobs."""
+    if not jobs:
+        return
+    # Spawned, not forked: libraries that were imported with threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(min(workers, len(jobs)), context, die_with_parent) as pool:
+            yield from track(pool.map(function, jobs), label, total=len(jobs))
+    except BrokenProcessPool:
+        raise DataError(
+            "A worker process was killed, probably because memory ran out",
+            value=f"workers={workers}",
+            remedy="Set a smaller number of workers; the same command continues",
+        ) from None
+
+
+def _workers(wanted: int, cohort: Cohort, plan: Plan, modalities: int) -> int:
+    """Return how many workers the job's memory holds, at least one, and say what they need."""
+    film = plan.size[0] * plan.size[1]
+    voxels = max(case_voxels(case, film * _slices(case, plan)) for case in cohort.cases)
+    each, have = worker_bytes(voxels, modalities), job_bytes()
+    workers = min(wanted, max(1, int(have // each)))
+    if workers < wanted:
+        say(f"{workers} instead of {wanted} workers: each needs up to {each / 1e9:.1f} GB of {have / 1e9:.1f} GB")
+    elif each > have:
+        say(f"A worker needs up to {each / 1e9:.1f} GB, and there are {have / 1e9:.1f} GB: this may fail")
+    return workers
+
+
+# --- The plan ----------------------------------------------------------------------------------------------------
+
+
+def _plan(config: Config, cohort: Cohort, place: Cohort, reference: str, unit: str) -> tuple[Plan, Fingerprint | None]:
+    """Return the plan, and the fingerprint where one had to be taken.
+
+    What is 'auto' stays, in a folder that was begun, what it was planned to be there: on any machine.
+    """
+    settings, model, output = config.preprocess, config.model, config.output
+    assert output is not None
+    if (output / Plan.FILE).is_file():
+        earlier = Plan.load(output)
+        same = all(
+            wanted is None or tuple(np.ravel(wanted)) == tuple(np.ravel(planned))
+            for wanted, planned in (
+                (settings.spacing_mm, earlier.spacing_mm),
+                (settings.size, earlier.size),
+                (settings.memory_gib, earlier.memory_gib),
+            )
+        )
+        if same:
+            return earlier, None
+    fingerprint = None
+    if settings.spacing_mm is None or settings.size is None:
+        looks = [_Look(place, case, reference, settings.body_threshold_hu) for case in cohort.cases]
+        found = list(_in_processes(_look, looks, config.workers, "fingerprint"))
+        fingerprint = Fingerprint(
+            schema=1,
+            reference=reference,
+            unit=unit,
+            cases=[case for case in found if isinstance(case, CaseFingerprint)],
+            excluded=[case for case in found if isinstance(case, Excluded)],
+        )
+        if not fingerprint.cases:
+            raise _nothing_left(fingerprint.excluded)
+    memory = training_memory(settings.memory_gib)
+    cases = fingerprint.cases if fingerprint else []
+    return make_plan(cases, settings, memory, model.memory, config.stream.global_batch), fingerprint
+
+
+class _Look(NamedTuple):
+    cohort: Cohort
+    case: Case
+    reference: str
+    threshold_hu: float
+
+
+def _look(task: _Look) -> CaseFingerprint | Excluded:
+    try:
+        return fingerprint_case(*task)
+    except CinevoxError as error:
+        return Excluded(case_id=task.case.case_id, reason=str(error))
+
+
+def _nothing_left(excluded: list[Excluded]) -> DataError:
+    return DataError("No case could be prepared: " + "; ".join(f"{e.case_id}: {e.reason}" for e in excluded[:5]))
+
+
+# --- The cohort --------------------------------------------------------------------------------------------------
 
 
 def _modalities(cohort: Cohort, pair: tuple[str, str]) -> dict[str, str]:
@@ -141,13 +243,15 @@ def _groups(cohort: Cohort, patients: int) -> list[list[Case]]:
     return [list(chain(*films[i : i + patients])) for i in range(0, len(films), patients)]
 
 
-def _estimate(cohort: Cohort, settings: PreprocessSettings, modalities: int) -> int:
-    slices = 0
-    for case in cohort.cases:
-        grid = grid_from(next(iter(case.volumes.values())).grid)
-        axis = next(i for i, letter in enumerate(grid.axes) if letter in "SI")
-        slices += math.ceil(grid.shape[axis] * grid.spacing_mm[axis] / settings.spacing_mm[0])
-    return slices * settings.size[0] * settings.size[1] * (2 * modalities + 1) + 10_000_000
+def _estimate(cohort: Cohort, plan: Plan, modalities: int) -> int:
+    slices = sum(_slices(case, plan) for case in cohort.cases)
+    return slices * plan.size[0] * plan.size[1] * (2 * modalities + 1) + 10_000_000
+
+
+def _slices(case: Case, plan: Plan) -> int:
+    grid = grid_from(next(iter(case.volumes.values())).grid)
+    axis = next(i for i, letter in enumerate(grid.axes) if letter in "SI")
+    return math.ceil(grid.shape[axis] * grid.spacing_mm[axis] / plan.spacing_mm[0])
 
 
 def _content(cohort: Cohort) -> dict[str, Any]:
@@ -163,99 +267,13 @@ def _content(cohort: Cohort) -> dict[str, Any]:
     }
 
 
-# --- One case ----------------------------------------------------------------------------------------------------
-
-
-def prepare_film(
-    cohort: Cohort, case: Case, settings: PreprocessSettings, modalities: Sequence[str], reference: str
-) -> tuple[Film, dict[str, Any]]:
-    """Turn a case's volumes into a film on the cohort's grid.
-
-    Returns:
-        The film, and what the index says of it (grids, scales, percentiles).
-
-    Raises:
-        GeometryError: Modalities on different grids (unless ``resample``), or a body that does not fit.
-        DataError: An empty mask, or too few slices.
-    """
-    volumes = {name: _read(cohort, case, name) for name in modalities}
-    anchor = volumes[reference]
-    native = {name: grid_record(volume.grid) for name, volume in volumes.items()}
-    for name, volume in volumes.items():
-        difference = grid_difference(anchor.grid, volume.grid)
-        if difference and not settings.resample:
-            raise GeometryError(
-                f"'{reference}' and '{name}' of case '{case.case_id}' differ in {difference}. "
-                f"{reference}: {anchor.grid.describe()}; {name}: {volume.grid.describe()}",
-                remedy="Register them, or set preprocess.resample=true if they share one frame of reference",
-            )
-    body = _body(cohort, case, anchor, settings)
-    grid = film_grid(anchor, body, settings.spacing_mm, settings.size, case.case_id)
-    inside = _onto(Volume(body.astype(np.uint8), anchor.affine), grid) > 0
-    if "field_of_view" in case.masks:
-        inside &= _onto(read_volume(cohort.path(case.masks["field_of_view"])), grid) > 0
-    if not inside.any():
-        raise DataError(f"The mask of case '{case.case_id}' (body and field of view) is empty")
-    if grid.shape[0] < settings.minimum_slices:
-        raise _TooShortError(
-            f"Case '{case.case_id}' has {grid.shape[0]} slices at {settings.spacing_mm[0]:g} mm",
-            allowed=f"at least preprocess.minimum_slices={settings.minimum_slices}",
-            remedy="Set preprocess.short_cases=skip to leave such cases out",
-        )
-    frames, scale, percentiles = {}, {}, {}
-    for name, volume in volumes.items():
-        film, scale[name] = to_stored(volume, grid)
-        frames[name] = film
-        low, high = np.percentile(film[inside], [0.5, 99.5]) * scale[name]
-        percentiles[name] = (float(low), float(high))
-    facts = {
-        "slices": grid.shape[0],
-        "film_grid": grid_record(grid),
-        "source_grids": native,
-        "scale": scale,
-        "percentiles": percentiles,
-    }
-    return Film(case.case_id, frames, inside.astype(np.uint8)), facts
-
-
-def _read(cohort: Cohort, case: Case, modality: str) -> Volume:
-    file = case.volumes[modality]
-    path = cohort.path(file)
-    volume = read_volume(path, file.unit)
-    if file_sha256(path) != file.sha256:
-        raise DataError(
-            f"'{modality}' of case '{case.case_id}' is not the file that the cohort record speaks of",
-            remedy="Run 'cinevox cohort' again",
-        )
-    if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
-        bad = np.argwhere(~np.isfinite(volume.array))
-        raise DataError(
-            f"'{modality}' of case '{case.case_id}' holds {len(bad)} voxels that are NaN or infinite",
-            value=f"the first at index {tuple(bad[0].tolist())}",
-        )
-    return volume
-
-
-def _body(cohort: Cohort, case: Case, anchor: Volume, settings: PreprocessSettings) -> NDArray[np.bool_]:
-    for name in ("body", "mask"):
-        if name in case.masks:
-            given = read_volume(cohort.path(case.masks[name]))
-            return resample(given, anchor.grid, outside=0, order="nearest").array > 0
-    if anchor.unit == "HU":
-        return body_mask(anchor, settings.body_threshold_hu)
-    return foreground_mask(anchor)
-
-
-def _onto(mask: Volume, grid: Grid) -> NDArray:
-    return resample(mask, grid, outside=0, order="nearest").array
-
-
 # --- One shard, in a process of its own --------------------------------------------------------------------------
 
 
 class _Task(NamedTuple):
     cohort: Cohort
     cases: list[Case]
+    plan: Plan
     settings: PreprocessSettings
     modalities: tuple[str, ...]
     reference: str
@@ -266,16 +284,16 @@ class _Task(NamedTuple):
 
 def _write(task: _Task) -> None:
     """Write one shard and, last, the note that it is complete."""
-    cohort, cases, settings, modalities, reference, output, name, number = task
+    cohort, cases, plan, settings, modalities, reference, output, name, number = task
     facts: list[dict[str, Any]] = []
     excluded: list[dict[str, str]] = []
 
     def films() -> Iterator[Film]:
         for case in cases:
             try:
-                film, about = prepare_film(cohort, case, settings, modalities, reference)
+                film, about = prepare_film(cohort, case, plan, settings, modalities, reference)
             except CinevoxError as error:
-                skip = isinstance(error, _TooShortError) and settings.short_cases == "skip"
+                skip = isinstance(error, TooShortError) and settings.short_cases == "skip"
                 excluded.append({"case_id": case.case_id, "reason": (_SKIPPED if skip else "") + str(error)})
                 continue
             facts.append(
@@ -322,6 +340,7 @@ def _join(
     cohort_path: Path,
     folds: int,
     modalities: dict[str, str],
+    plan: Plan,
     settings: PreprocessSettings,
     output: Path,
     names: list[str],
@@ -336,9 +355,9 @@ def _join(
             cases += [case.model_copy(update={"shard": len(shards) - 1}) for case in of_shard]
         excluded += left_out
     if not cases:
-        raise DataError("No case could be prepared: " + "; ".join(f"{e.case_id}: {e.reason}" for e in excluded[:5]))
-    # Not the kind of store: what is read from it is the same, and so is what is trained on it.
-    content = settings.model_dump(mode="json", exclude={"store"})
+        raise _nothing_left(excluded)
+    # Neither the kind of store nor the memory: what is read, and so what is trained on it, is the same.
+    content = settings.model_dump(mode="json", exclude={"store", "memory_gib"})
     ShardIndex(
         schema=2,
         config_hash=content_hash({**decides, "preprocess": content}),
@@ -347,8 +366,8 @@ def _join(
         folds=folds,
         codec=settings.codec,
         axes="SPL",
-        spacing_mm=settings.spacing_mm,
-        size=settings.size,
+        spacing_mm=plan.spacing_mm,
+        size=plan.size,
         modalities={
             name: ShardModality(unit=unit, dtype="int16", padding=PADDING_HU if unit == "HU" else 0.0)
             for name, unit in modalities.items()
@@ -357,5 +376,6 @@ def _join(
         shards=shards,
         preprocess=content,
         excluded=excluded,
+        plan=plan,
     ).save(output)
     return excluded

@@ -31,7 +31,7 @@ from pipeline.config import build, public
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.progress import duration, say, share_bar
 from pipeline.settings import Config
-from pipeline.stream.datamodule import ClipDataModule, clip_length_at
+from pipeline.stream.datamodule import ClipDataModule, as_planned, clip_length_at
 from pipeline.stream.store import SliceStore
 from pipeline.tracking.identity import run_id
 from pipeline.tracking.table import TableLogger
@@ -64,6 +64,7 @@ def run(config: Config) -> None:
     shards, output = config.input[0], config.output
     assert output is not None
     with SliceStore(shards) as store:
+        config = as_planned(config, store.index)
         data = ClipDataModule(store, config)
         pl.seed_everything(config.seed, verbose=False)
         method = build(config.model.module, config.trainer.allow_packages)

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.progress import say
+from pipeline.records import ShardIndex
 from pipeline.settings import Config, StreamSettings
 from pipeline.stream.loader import ClipLoader
 from pipeline.stream.sampler import ClipSequence, clip_sequence, micro_batch, unpaired_targets
@@ -28,9 +29,31 @@ class Position:
 
 
 def clip_length_at(settings: StreamSettings, share: float) -> int:
-    """Return the clip length at a share of the budget: it doubles at equal parts of it, up to the limit."""
+    """Return the clip length at a share of the budget: it doubles at equal parts of it, up to the limit (0: none)."""
     stage = min(int(share * settings.clip_growth), settings.clip_growth - 1)
-    return min(settings.clip_length * 2**stage, settings.clip_limit)
+    length = settings.clip_length * 2**stage
+    return min(length, settings.clip_limit) if settings.clip_limit else length
+
+
+def as_planned(config: Config, index: ShardIndex) -> Config:
+    """Return the configuration with clip lengths that are 'auto' as the shards' plan proposes them.
+
+    Raises:
+        ConfigError: The shards have no plan, or a length that is set does not go with the planned one.
+    """
+    stream = config.stream
+    if stream.clip_length and stream.clip_limit:
+        return config
+    if index.plan is None:
+        raise ConfigError(
+            "These shards have no plan that stream.clip_length=auto and stream.clip_limit=auto could take",
+            remedy="Set both, or run 'cinevox preprocess' again",
+        )
+    # The one that is set wins over the planned other.
+    length = stream.clip_length or min(index.plan.clip_length, stream.clip_limit or index.plan.clip_length)
+    limit = stream.clip_limit or max(index.plan.clip_limit, length)
+    planned = stream.model_copy(update={"clip_length": length, "clip_limit": limit})
+    return config.model_copy(update={"stream": planned})
 
 
 class ClipDataModule(pl.LightningDataModule):

@@ -1,0 +1,50 @@
+"""The memory at hand: of the GPU for training where there is one, and of this job."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.preparation.plan import Memory
+from pipeline.records import Case
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+# Per voxel of a case's largest grid, measured (docs/performance.md): a volume as stored, its body and labels while
+# they are made; then, for each modality, what becomes of it.
+_FIXED_BYTES, _MODALITY_BYTES = 5, 2
+_PROCESS_BYTES = 200 * 2**20
+
+
+def training_memory(gib: float | None) -> Memory:
+    """Return what is set, else the first GPU's memory, else this job's RAM; whole tenths of a GiB."""
+    if gib is not None:
+        return Memory(gib, "set")
+    import torch
+
+    if torch.cuda.is_available():
+        return Memory(_tenths(torch.cuda.get_device_properties(0).total_memory), "GPU")
+    return Memory(_tenths(job_bytes()), "RAM")
+
+
+def job_bytes() -> int:
+    """Return the RAM that this job may use: the machine's, or what its control group (SLURM, a container) allows."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(_CGROUP.read_text()))
+    except (OSError, ValueError):  # no control group, or 'max'
+        return machine
+
+
+def worker_bytes(voxels: int, modalities: int) -> int:
+    """Return how much memory a worker needs for a case of so many voxels (of its largest grid, stored or native)."""
+    return _PROCESS_BYTES + voxels * (_FIXED_BYTES + _MODALITY_BYTES * modalities)
+
+
+def case_voxels(case: Case, film_voxels: int) -> int:
+    """Return the voxels of a case's largest grid."""
+    grids = [file.grid.shape for file in case.volumes.values()]
+    return max(film_voxels, *(a * b * c for a, b, c in grids))
+
+
+def _tenths(count: int) -> float:
+    return int(count / 2**30 * 10) / 10
