@@ -10,29 +10,19 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.imaging.optical_flow import dis_flow
+from pipeline.networks.vid2vid_generator import Frame
 from pipeline.networks.warp import warp
 
 # vid2vid's 0.02 is a sum over three colour channels.
 THRESHOLD_PER_CHANNEL = 0.02 / 3
+FLOW_TERMS = ("generated_warp", "flow", "flow_warp", "composition")
 
 
 class Reference(NamedTuple):
-    """Reference flow of a clip at one stride, from frame t - stride to t; entry 0 belongs to frame ``stride``."""
+    """Reference flow between two frames, and where it explains the current one; both constants."""
 
-    flow: torch.Tensor  # (batch, frames - stride, 2, height, width), pixels
-    confident: torch.Tensor  # (batch, frames - stride, 1, height, width), 0 or 1
-
-
-@torch.no_grad()
-def reference_flow(clip: torch.Tensor, stride: int) -> Reference:
-    """Return the DIS flow between frames of (batch, frames, channels, height, width) that lie ``stride`` apart."""
-    now, before = clip[:, stride:].float(), clip[:, :-stride].float()
-    current, previous = now.flatten(0, 1), before.flatten(0, 1)
-    grey = [images.mean(1).cpu().numpy() for images in (current, previous)]
-    flow = torch.from_numpy(dis_flow(grey[0], grey[1])).to(clip.device)
-    confident = confidence(current, previous, flow)
-    return Reference(flow.unflatten(0, now.shape[:2]), confident.unflatten(0, now.shape[:2]))
+    flow: torch.Tensor  # (batch, 2, height, width), pixels
+    confident: torch.Tensor  # (batch, 1, height, width), 0 or 1
 
 
 @torch.no_grad()
@@ -65,3 +55,31 @@ def generated_warp_l1(
 def weight_l1(weight: torch.Tensor, confident: torch.Tensor) -> torch.Tensor:
     """W: mean |c w|; where the flow is trustworthy the warped image should be taken (w = 0)."""
     return (confident * weight.float()).abs().mean()
+
+
+def composition_terms(
+    frame: Frame, last: torch.Tensor, current: torch.Tensor, previous: torch.Tensor, reference: Reference | None
+) -> dict[str, torch.Tensor]:
+    """Return the terms of one composed frame by name; without a reference, those that need none.
+
+    Args:
+        frame: The generated frame, with flow and weight.
+        last: The generated frame before it.
+        current: The real frame, ``previous`` the real one before it.
+        reference: Flow from the previous to the current real frame.
+    """
+    assert frame.flow is not None
+    assert frame.weight is not None
+    if reference is None:
+        # Every pixel teaches the flow, but only where it explains the frame may it replace the raw image.
+        return {
+            "flow_warp": warp_l1(current, previous, frame.flow),
+            "composition": weight_l1(frame.weight, confidence(current, previous, frame.flow)),
+        }
+    flow, confident = reference
+    return {
+        "generated_warp": generated_warp_l1(frame.image, last, flow, confident),
+        "flow": flow_l1(frame.flow, flow, confident),
+        "flow_warp": warp_l1(current, previous, frame.flow, confident),
+        "composition": weight_l1(frame.weight, confident),
+    }

@@ -17,10 +17,6 @@ class Identity(Translator):
     def training_step(self, batch: Batch, step: int) -> None:
         """Learn nothing."""
 
-    def validation_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
-        """Return the source of a clip (batch, frames, channels, height, width) as ``prediction``."""
-        return {"prediction": batch["source"].float()}
-
     def translate(
         self,
         source: torch.Tensor,

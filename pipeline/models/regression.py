@@ -89,14 +89,6 @@ class Regression(Translator):
         return film[:, centres].float() + prediction if self.residual else prediction
 
     @torch.no_grad()
-    def validation_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
-        """Return ``prediction`` for every frame of a clip (batch, frames, channels, height, width)."""
-        source = batch["source"]
-        network = self.averaged(self.network)
-        with evaluating(network):
-            return {"prediction": self._predict(network, source, list(range(source.shape[1]))).clamp(-1, 1)}
-
-    @torch.no_grad()
     def translate(
         self,
         source: torch.Tensor,

@@ -1,7 +1,7 @@
 """vid2vid: a recurrent generator with flow, held by image and temporal discriminators.
 
-Source: Wang et al., Video-to-Video Synthesis, NeurIPS 2018 (arXiv 1808.06601), its coarsest scale and its public
-recipe; adapted to grey films without a given first frame, so that no target frame is ever shown to the generator.
+Source: Wang et al., Video-to-Video Synthesis, NeurIPS 2018 (arXiv 1808.06601) and its public recipe; adapted to grey
+films without a given first frame, so that no target frame is ever shown to the generator.
 """
 
 from __future__ import annotations
@@ -12,19 +12,25 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from pipeline.errors import ConfigError, nearest
-from pipeline.losses import flow as flow_losses
-from pipeline.losses.adversarial import check_kind, discriminator_loss, generator_loss
+from pipeline.losses.adversarial import discriminator_loss, generator_loss
 from pipeline.losses.feature_matching import feature_matching
+from pipeline.losses.flow import FLOW_TERMS, composition_terms
 from pipeline.losses.reconstruction import masked_l1
+from pipeline.losses.registration import RegistrationLoss
+from pipeline.models.reference_flow import References, references
 from pipeline.models.translator import Batch, Translator, Update, evaluating, frozen, linear_decay, total_loss
+from pipeline.models.vid2vid_checks import check_clips, check_settings
+from pipeline.networks.flow_unet import FlowUNet
 from pipeline.networks.initialisation import initialise_normal
 from pipeline.networks.patch_discriminator import MultiScalePatchDiscriminator, frame_groups
 from pipeline.networks.vid2vid_generator import Frame, Vid2VidGenerator
 
-FLOWS = ("dis", "none")
-FLOW_TERMS = ("generated_warp", "flow", "flow_warp", "composition")
 SLICES_AT_ONCE = 8  # of a generator that is not recurrent, in translate
+
+
+def grown(count: int, stages: int, share: float) -> int:
+    """Return a number of frames at a share of the budget: it doubles at each of ``stages`` equal parts."""
+    return int(count * 2 ** min(int(share * stages), stages - 1))
 
 
 class Vid2Vid(Translator):
@@ -38,11 +44,16 @@ class Vid2Vid(Translator):
         perceptual: A ``PerceptualLoss``; None: no such term.
         temporal_scales: Scale s judges frames with the stride temporal_frames^s.
         temporal_frames: Frames in a group (tD).
-        reference_flow: ``dis`` (from the target frames) or ``none``: then the losses against a reference flow and the
-            flow channels of the temporal discriminators fall away, and the flow branch learns from warping alone.
+        flow_network: Learns the reference flow from the target frames beside the rest; only with ``learned``.
+        reference_flow: ``dis`` or ``learned`` (both from the target frames), or ``none``: then the losses against a
+            reference flow and the flow channels of the temporal discriminators fall away, and the flow branch learns
+            from warping alone.
         recurrent: False: every frame for itself, its source repeated and zeros as its past (the per-slice twin).
         frames_per_step: Frames of a window.
+        frames_growth: Equal parts of the budget; the window doubles at each. 1: constant.
         backpropagate_frames: Generated frames through which gradients flow back inside a window.
+        backpropagate_growth: The same as ``frames_growth`` for these.
+        fix_coarse_share: Share of the budget in which only the generator's finest scale learns.
         gan: ``lsgan`` or ``hinge``.
         weight_gan: Of the image discriminator's verdict; all weights: 0 turns a term off.
         weight_feature_matching: Of the features in the image discriminator.
@@ -54,7 +65,10 @@ class Vid2Vid(Translator):
         weight_temporal_gan: Of the temporal discriminators' verdicts.
         weight_temporal_feature_matching: Of the features in the temporal discriminators.
         weight_l1: Of the masked distance from the target; 0 in the published recipe.
-        learning_rate: Of Adam(0.5, 0.999), all networks.
+        weight_bending: Of the reference flow's bending energy beside its likeness, in training the flow network.
+        learning_rate: Of Adam(0.5, 0.999), generator and discriminators.
+        learning_rate_flow: Of Adam(0.9, 0.999), the flow network; never falls.
+        two_time_scales: Generator at half the learning rate, discriminators at the double, Adam(0, 0.9).
         decay_start: Share of the budget after which the learning rate falls linearly to 0 (generator and image
             discriminator; the temporal discriminators' never falls, as published).
         ema_decay: Of the averaged generator; 0: none.
@@ -69,12 +83,16 @@ class Vid2Vid(Translator):
         image_discriminator: MultiScalePatchDiscriminator,
         temporal_discriminator: MultiScalePatchDiscriminator | None = None,
         perceptual: nn.Module | None = None,
+        flow_network: FlowUNet | None = None,
         temporal_scales: int = 2,
         temporal_frames: int = 3,
         reference_flow: str = "dis",
         recurrent: bool = True,
         frames_per_step: int = 1,
+        frames_growth: int = 1,
         backpropagate_frames: int = 1,
+        backpropagate_growth: int = 1,
+        fix_coarse_share: float = 0.0,
         gan: str = "lsgan",
         weight_gan: float = 1.0,
         weight_feature_matching: float = 10.0,
@@ -86,7 +104,10 @@ class Vid2Vid(Translator):
         weight_temporal_gan: float = 1.0,
         weight_temporal_feature_matching: float = 10.0,
         weight_l1: float = 0.0,
+        weight_bending: float = 1.0,
         learning_rate: float = 2e-4,
+        learning_rate_flow: float = 1e-3,
+        two_time_scales: bool = False,
         decay_start: float = 0.5,
         ema_decay: float = 0.0,
     ) -> None:
@@ -105,148 +126,92 @@ class Vid2Vid(Translator):
         }
         self.generator, self.image_discriminator, self.perceptual = generator, image_discriminator, perceptual
         self.temporal_frames, self.reference_flow, self.recurrent = temporal_frames, reference_flow, recurrent
-        self.frames_per_step, self.backpropagate_frames, self.gan = frames_per_step, backpropagate_frames, gan
-        self.learning_rate, self.decay_start = learning_rate, decay_start
+        self.frames_per_step, self.frames_growth = frames_per_step, frames_growth
+        self.backpropagate_frames, self.backpropagate_growth = backpropagate_frames, backpropagate_growth
+        self.fix_coarse_share, self.gan, self.decay_start = fix_coarse_share, gan, decay_start
+        self.learning_rate, self.learning_rate_flow = learning_rate, learning_rate_flow
+        self.two_time_scales = two_time_scales
         self.temporal_discriminators = nn.ModuleList()
         if temporal_discriminator is not None:
             self.temporal_discriminators.extend(copy.deepcopy(temporal_discriminator) for _ in range(temporal_scales))
             for network in self.temporal_discriminators:
                 initialise_normal(network)
-        self._check(temporal_scales, temporal_discriminator)
+        self.flow_network = flow_network
+        self.registration = RegistrationLoss(weight_bending)
+        check_settings(self, temporal_scales, temporal_discriminator)
         self.start_ema(generator, ema_decay)
 
-    def _check(self, temporal_scales: int, temporal: MultiScalePatchDiscriminator | None) -> None:
-        """Raise ``ConfigError`` for settings that are out of range or contradict one another."""
-        check_kind(self.gan)
-        if self.reference_flow not in FLOWS:
-            hint = nearest(self.reference_flow, FLOWS)
-            raise ConfigError(
-                "Unknown reference flow", value=self.reference_flow, allowed=", ".join(FLOWS), remedy=hint
-            )
-        counts = (temporal_scales, self.frames_per_step, self.backpropagate_frames, self.temporal_frames - 1)
-        if min(counts) < 1 or self.learning_rate <= 0 or not 0 <= self.decay_start < 1:
-            raise ConfigError(
-                "A setting of vid2vid is out of range",
-                value=f"temporal_scales={temporal_scales}, frames_per_step={self.frames_per_step}, "
-                f"backpropagate_frames={self.backpropagate_frames}, temporal_frames={self.temporal_frames}, "
-                f"learning_rate={self.learning_rate}, decay_start={self.decay_start}",
-                allowed="counts from 1, temporal_frames from 2, learning_rate > 0, decay_start in [0, 1)",
-            )
-        negative = {name: weight for name, weight in self.weights.items() if weight < 0}
-        if negative:
-            raise ConfigError("A loss weight is negative", value=negative, allowed="0 (off) or more")
-        if not self.recurrent and (self._flow_terms() or len(self.temporal_discriminators)):
-            raise ConfigError(
-                "A generator that is not recurrent has no flow and no time",
-                value=", ".join(
-                    [*self._flow_terms(), *["temporal_discriminator"] * bool(self.temporal_discriminators)]
-                ),
-                remedy="Set these weights to 0 and temporal_discriminator=null, or recurrent=true",
-            )
-        if self.recurrent and self.generator.flow_head is None and self._flow_terms():
-            raise ConfigError(
-                "The generator has no flow branch",
-                value=", ".join(self._flow_terms()),
-                remedy="Set these weights to 0, or generator.flow=true",
-            )
-        frames, channels = self.temporal_frames, self.generator.channels_out
-        wanted = {"image": self.generator.channels_in + channels}
-        found = {"image": self.image_discriminator.channels}
-        if temporal is not None:
-            wanted["temporal"] = frames * channels + (2 * (frames - 1) if self.reference_flow != "none" else 0)
-            found["temporal"] = temporal.channels
-        for name in wanted:
-            if wanted[name] != found[name]:
-                raise ConfigError(
-                    f"The {name} discriminator has the wrong number of input channels",
-                    value=found[name],
-                    allowed=wanted[name],
-                    remedy=f"Set model.module.{name}_discriminator.channels={wanted[name]}",
-                )
-
-    def _flow_terms(self) -> list[str]:
-        """Return the names of the weights that need a previous frame."""
+    def flow_terms(self) -> list[str]:
+        """Return the names of the weights in use that need a previous frame."""
         return [f"weight_{name}" for name in FLOW_TERMS if self.weights[name]]
 
+    def stride(self, scale: int) -> int:
+        """Return the distance of the frames that a temporal scale judges."""
+        return int(self.temporal_frames**scale)
+
     def check_stream(self, clip_length: int, longest: int | None = None) -> None:
-        """Refuse clips in which the flow or the temporal terms could never be computed; see ``Translator``.
-
-        The finest temporal scale must fit the first clips, the coarser ones the longest.
-        """
-        if clip_length < 2 and self._flow_terms():
-            raise ConfigError(
-                "The flow terms need two frames",
-                value=f"stream.clip_length={clip_length}",
-                remedy="Raise stream.clip_length, take model=vid2vid_slice, or set to 0: "
-                + ", ".join(self._flow_terms()),
-            )
-        for scale in range(len(self.temporal_discriminators)):
-            needed = self._stride(scale) * (self.temporal_frames - 1) + 1
-            available = clip_length if scale == 0 else max(clip_length, longest or needed)
-            if available < needed:
-                raise ConfigError(
-                    f"Temporal scale {scale} needs {needed} frames",
-                    value=f"clips of {available} frames",
-                    remedy=f"Raise stream.clip_length to {needed}, or set model.module."
-                    + (f"temporal_scales={scale}" if scale else "temporal_discriminator=null"),
-                )
-
-    def _stride(self, scale: int) -> int:
-        return self.temporal_frames**scale
+        """Refuse clips in which the flow or the temporal terms could never be computed; see ``Translator``."""
+        check_clips(self, clip_length, longest)
 
     def training_step(self, batch: Batch, step: int) -> None:
         """Walk one batch of clips (batch, frames, channels, height, width) in windows and learn from each."""
         source, target, mask = batch["source"], batch["target"], batch["mask"]
-        references = self._references(target)
-        optimizers = self._all_optimizers()
-        decayed = self.learning_rate * linear_decay(self.budget_share, self.decay_start)
+        window = grown(self.frames_per_step, self.frames_growth, self.budget_share)
         done: list[torch.Tensor] = []  # generated frames of earlier windows, detached: (batch, channels, h, w)
         windows: list[dict[str, torch.Tensor]] = []
-        for start in range(0, source.shape[1], self.frames_per_step):
-            times = list(range(start, min(start + self.frames_per_step, source.shape[1])))
-            frames = self._generate(source, done, times)
-            film = [*done, *(frame.image for frame in frames)]
-            images = torch.stack([frame.image for frame in frames], 1)
-            composed = any(frame.flow is not None for frame in frames)
-            raw = torch.stack([frame.raw for frame in frames], 1) if composed else None
-            losses, discriminator = self._image_terms(source[:, times], target[:, times], images, raw)
-            temporal: dict[int, torch.Tensor] = {}
-            for scale in range(len(self.temporal_discriminators)):
-                stride = self._stride(scale)
-                ends = [time for time in times if time >= stride * (self.temporal_frames - 1)]
-                if ends:  # a scale wakes when the clip has enough frames
-                    flow = references[stride].flow.unbind(1) if references else None
-                    real, fake = (
-                        frame_groups(clip, flow, ends, stride, self.temporal_frames)
-                        for clip in (target.unbind(1), film)
-                    )
-                    terms, temporal[scale] = self._temporal_terms(real, fake, scale)
-                    losses |= terms
-            losses |= self._flow_losses(target, film, frames, references, times)
-            if self.weights["l1"]:
-                losses["l1_loss"] = self.weights["l1"] * masked_l1(images, target[:, times], mask[:, times])
+        with references(
+            self.reference_flow, target, self.reference_strides(), self.flow_network, self.registration
+        ) as known:
+            for start in range(0, source.shape[1], window):
+                times = list(range(start, min(start + window, source.shape[1])))
+                frames = self._generate(source, done, times)
+                registration = known.extend(times[-1] + 1)
+                film = [*done, *(frame.image for frame in frames)]
+                images = torch.stack([frame.image for frame in frames], 1)
+                composed = any(frame.flow is not None for frame in frames)
+                raw = torch.stack([frame.raw for frame in frames], 1) if composed else None
+                losses, discriminator = self._image_terms(source[:, times], target[:, times], images, raw)
+                terms, temporal = self._temporal_terms(target, film, known, times)
+                losses |= terms
+                losses |= self._flow_losses(target, film, frames, known, times)
+                if self.weights["l1"]:
+                    losses["l1_loss"] = self.weights["l1"] * masked_l1(images, target[:, times], mask[:, times])
 
-            updates = [
-                Update(optimizers[0], total_loss(losses), decayed),
-                Update(optimizers[1], discriminator, decayed),
-                *(Update(optimizers[2 + scale], loss, self.learning_rate) for scale, loss in temporal.items()),
-            ]
-            self.guarded_step(updates, self.generator)
-            losses["discriminator_loss"] = discriminator
-            losses |= {f"temporal_discriminator_{scale}_loss": loss for scale, loss in temporal.items()}
-            losses["masked_l1"] = masked_l1(images.detach(), target[:, times], mask[:, times])
-            windows.append({name: value.detach() for name, value in losses.items()})
-            # A damaged frame is skipped by the guard; it must not spoil the rest of the clip as its past.
-            done.extend(images.detach().nan_to_num(0.0).unbind(1))
+                self.guarded_step(self._updates(losses, discriminator, temporal, registration), self.generator)
+                losses["discriminator_loss"] = discriminator
+                losses |= {f"temporal_discriminator_{scale}_loss": loss for scale, loss in temporal.items()}
+                if registration is not None:
+                    losses["registration_loss"] = registration
+                losses["masked_l1"] = masked_l1(images.detach(), target[:, times], mask[:, times])
+                windows.append({name: value.detach() for name, value in losses.items()})
+                # A damaged frame is skipped by the guard; it must not spoil the rest of the clip as its past.
+                done.extend(images.detach().nan_to_num(0.0).unbind(1))
         self.log_losses(windows, source.shape[0])
 
-    def _references(self, target: torch.Tensor) -> dict[int, flow_losses.Reference]:
-        """Return the reference flow of a clip per stride; empty without a reference or without use for it."""
-        strides = {1} if self._flow_terms() else set()
-        strides |= {self._stride(scale) for scale in range(len(self.temporal_discriminators))}
-        if self.reference_flow == "none":
-            return {}
-        return {n: flow_losses.reference_flow(target, n) for n in sorted(strides) if n < target.shape[1]}
+    def _updates(
+        self,
+        losses: dict[str, torch.Tensor],
+        discriminator: torch.Tensor,
+        temporal: dict[int, torch.Tensor],
+        registration: torch.Tensor | None,
+    ) -> list[Update]:
+        """Return what each optimiser of ``configure_optimizers`` has to descend, and its learning rate now."""
+        optimizers = self._all_optimizers()
+        ours, theirs = (0.5, 2.0) if self.two_time_scales else (1.0, 1.0)
+        decay = linear_decay(self.budget_share, self.decay_start)
+        updates = [
+            Update(optimizers[0], total_loss(losses), ours * self.learning_rate * decay),
+            Update(optimizers[1], discriminator, theirs * self.learning_rate * decay),
+            *(Update(optimizers[2 + scale], loss, theirs * self.learning_rate) for scale, loss in temporal.items()),
+        ]
+        if registration is not None:
+            updates.append(Update(optimizers[-1], registration, self.learning_rate_flow))
+        return updates
+
+    def reference_strides(self) -> set[int]:
+        """Return the strides at which a reference flow is of use."""
+        strides = {1} if self.flow_terms() else set()
+        return strides | {self.stride(scale) for scale in range(len(self.temporal_discriminators))}
 
     def _generate(self, source: torch.Tensor, done: Sequence[torch.Tensor], times: Sequence[int]) -> list[Frame]:
         """Generate the frames of a window, given those of the earlier windows."""
@@ -254,8 +219,9 @@ class Vid2Vid(Translator):
             together = self._alone(self.generator, source[:, list(times)].flatten(0, 1))
             return [Frame(image, image, None, None) for image in together.unflatten(0, (-1, len(times))).unbind(1)]
         past, frames = list(done), []
+        through = grown(self.backpropagate_frames, self.backpropagate_growth, self.budget_share)
         for index, time in enumerate(times):
-            if index % self.backpropagate_frames == 0:
+            if index % through == 0:
                 past = [frame.detach() for frame in past]
             frames.append(self._advance(self.generator, source, past, time))
             past.append(frames[-1].image)
@@ -268,7 +234,8 @@ class Vid2Vid(Translator):
         shape = (source.shape[0], self.generator.channels_out, *source.shape[-2:])
         recent = list(past[-count:])
         zeros = [torch.zeros(shape, device=source.device)] * (count - len(recent))
-        frame: Frame = network(stack, torch.cat([*zeros, *recent], 1), compose=bool(recent))
+        fixed = self.budget_share < self.fix_coarse_share
+        frame: Frame = network(stack, torch.cat([*zeros, *recent], 1), compose=bool(recent), fix_coarse=fixed)
         return frame
 
     def _alone(self, network: nn.Module, slices: torch.Tensor) -> torch.Tensor:
@@ -288,33 +255,45 @@ class Vid2Vid(Translator):
         fakes = images if raw is None else torch.cat([images, raw.flatten(0, 1)])
         stacks = fakes.shape[0] // target.shape[0]
         condition = source.repeat(stacks, 1, 1, 1)
-        losses: dict[str, torch.Tensor] = {}
-        real_verdict = self.image_discriminator(torch.cat([source, target], 1))
-        fake_verdict = self.image_discriminator(torch.cat([condition, fakes.detach()], 1))
-        discriminator = 2 * discriminator_loss(real_verdict, fake_verdict, self.gan)
-        if self.weights["gan"] or self.weights["feature_matching"]:
-            with frozen(self.image_discriminator):
-                verdict = self.image_discriminator(torch.cat([condition, fakes], 1))
-            losses["gan_loss"] = 2 * self.weights["gan"] * generator_loss(verdict, self.gan)
-            matching = feature_matching(real_verdict, verdict)
-            losses["feature_matching_loss"] = 2 * self.weights["feature_matching"] * matching
+        real, fake = torch.cat([source, target], 1), torch.cat([condition, fakes], 1)
+        losses, discriminator = self._adversarial_terms(self.image_discriminator, real, fake)
+        losses = {name: 2 * value for name, value in losses.items()}
         if self.perceptual is not None and self.weights["perceptual"]:
             losses["perceptual_loss"] = 2 * self.weights["perceptual"] * self.perceptual(fakes, target)
-        return losses, discriminator
+        return losses, 2 * discriminator
 
     def _temporal_terms(
-        self, real: torch.Tensor, fake: torch.Tensor, scale: int
+        self, target: torch.Tensor, film: Sequence[torch.Tensor], known: References, times: Sequence[int]
+    ) -> tuple[dict[str, torch.Tensor], dict[int, torch.Tensor]]:
+        """Return the generator's terms, and each discriminator's loss by its temporal scale, where one is awake."""
+        losses: dict[str, torch.Tensor] = {}
+        discriminators: dict[int, torch.Tensor] = {}
+        for scale, network in enumerate(self.temporal_discriminators):
+            stride = self.stride(scale)
+            ends = [time for time in times if time >= stride * (self.temporal_frames - 1)]
+            if ends:  # a scale wakes when the clip has enough frames
+                real, fake = (
+                    frame_groups(clip, known.flow(stride), ends, stride, self.temporal_frames)
+                    for clip in (target.unbind(1), film)
+                )
+                terms, discriminators[scale] = self._adversarial_terms(network, real, fake, "temporal_", f"_{scale}")
+                losses |= terms
+        return losses, discriminators
+
+    def _adversarial_terms(
+        self, network: nn.Module, real: torch.Tensor, fake: torch.Tensor, kind: str = "", scale: str = ""
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Return the generator's terms at one temporal scale, and that discriminator's loss."""
-        network = self.temporal_discriminators[scale]
+        """Return the generator's weighted terms against one discriminator, and that discriminator's loss."""
+        weight, weight_matching = self.weights[f"{kind}gan"], self.weights[f"{kind}feature_matching"]
         real_verdict = network(real)
         discriminator = discriminator_loss(real_verdict, network(fake.detach()), self.gan)
+        if not (weight or weight_matching):
+            return {}, discriminator
         with frozen(network):
             verdict = network(fake)
-        matching = feature_matching(real_verdict, verdict)
         losses = {
-            f"temporal_gan_{scale}_loss": self.weights["temporal_gan"] * generator_loss(verdict, self.gan),
-            f"temporal_feature_matching_{scale}_loss": self.weights["temporal_feature_matching"] * matching,
+            f"{kind}gan{scale}_loss": weight * generator_loss(verdict, self.gan),
+            f"{kind}feature_matching{scale}_loss": weight_matching * feature_matching(real_verdict, verdict),
         }
         return losses, discriminator
 
@@ -323,26 +302,17 @@ class Vid2Vid(Translator):
         target: torch.Tensor,
         film: Sequence[torch.Tensor],
         frames: Sequence[Frame],
-        references: dict[int, flow_losses.Reference],
+        known: References,
         times: Sequence[int],
     ) -> dict[str, torch.Tensor]:
         """Return the flow, warping and composition terms, averaged over the window's composed frames."""
         terms: dict[str, list[torch.Tensor]] = {}
         for time, frame in zip(times, frames, strict=True):
-            if frame.flow is None or frame.weight is None or not self._flow_terms():
-                continue
-            now, before = target[:, time], target[:, time - 1]
-            if references:
-                reference, confident = (field[:, time - 1] for field in references[1])
-                generated = flow_losses.generated_warp_l1(frame.image, film[time - 1], reference, confident)
-                terms.setdefault("generated_warp", []).append(generated)
-                terms.setdefault("flow", []).append(flow_losses.flow_l1(frame.flow, reference, confident))
-                terms.setdefault("flow_warp", []).append(flow_losses.warp_l1(now, before, frame.flow, confident))
-            else:
-                # Every pixel teaches the flow, but only where it explains the frame may it replace the raw image.
-                confident = flow_losses.confidence(now, before, frame.flow)
-                terms.setdefault("flow_warp", []).append(flow_losses.warp_l1(now, before, frame.flow))
-            terms.setdefault("composition", []).append(flow_losses.weight_l1(frame.weight, confident))
+            if frame.flow is not None and self.flow_terms():
+                reference = known.known[1][time - 1] if 1 in known.known else None
+                found = composition_terms(frame, film[time - 1], target[:, time], target[:, time - 1], reference)
+                for name, value in found.items():
+                    terms.setdefault(name, []).append(value)
         kept = {name: values for name, values in terms.items() if self.weights[name]}
         return {f"{name}_loss": self.weights[name] * torch.stack(values).mean() for name, values in kept.items()}
 
@@ -355,18 +325,6 @@ class Vid2Vid(Translator):
             window = source[:, low : time + 1].to(self.device)
             past = [*past, self._advance(network, window, past, time - low).image][-count:]
             yield past[-1]
-
-    @torch.no_grad()
-    def validation_step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
-        """Return ``prediction`` for every frame of a clip (batch, frames, channels, height, width)."""
-        source = batch["source"]
-        network = self.averaged(self.generator)
-        with evaluating(network):
-            if self.recurrent:
-                return {"prediction": torch.stack(list(self._walk(network, source)), 1).clamp(-1, 1)}
-            return {
-                "prediction": self._alone(network, source.flatten(0, 1)).unflatten(0, source.shape[:2]).clamp(-1, 1)
-            }
 
     @torch.no_grad()
     def translate(
@@ -394,6 +352,10 @@ class Vid2Vid(Translator):
         return result
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam(0.5, 0.999) for the generator, the image discriminator, and each temporal discriminator."""
+        """Adam for the generator, the image discriminator, each temporal discriminator, and the flow network."""
         networks = [self.generator, self.image_discriminator, *self.temporal_discriminators]
-        return [torch.optim.Adam(n.parameters(), lr=self.learning_rate, betas=(0.5, 0.999)) for n in networks]
+        betas = (0.0, 0.9) if self.two_time_scales else (0.5, 0.999)
+        optimizers = [torch.optim.Adam(n.parameters(), lr=self.learning_rate, betas=betas) for n in networks]
+        if self.flow_network is not None:
+            optimizers.append(torch.optim.Adam(self.flow_network.parameters(), lr=self.learning_rate_flow))
+        return optimizers

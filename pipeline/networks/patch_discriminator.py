@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.networks.initialisation import initialise_normal
+from pipeline.networks.pyramid import halve
 from pipeline.networks.residual_blocks import make_norm
+from pipeline.networks.spectral import spectral_normalise
 
 Features = list[list[torch.Tensor]]  # per scale: the layers' outputs, the last being the patch logits
 
@@ -60,10 +61,17 @@ class MultiScalePatchDiscriminator(nn.Module):
         layers: Convolutions with stride 2 in each network.
         scales: Levels of the pyramid.
         norm: As in ``residual_blocks.make_norm``.
+        spectral: Bound every convolution by its largest singular value (not published for vid2vid).
     """
 
     def __init__(
-        self, channels: int = 2, width: int = 64, layers: int = 3, scales: int = 2, norm: str = "instance"
+        self,
+        channels: int = 2,
+        width: int = 64,
+        layers: int = 3,
+        scales: int = 2,
+        norm: str = "instance",
+        spectral: bool = False,
     ) -> None:
         super().__init__()
         if min(channels, width, layers, scales) < 1:
@@ -75,6 +83,8 @@ class MultiScalePatchDiscriminator(nn.Module):
         self.channels, self.layers, self.scales = channels, layers, scales
         self.networks = nn.ModuleList(self._patch_network(channels, width, layers, norm) for _ in range(scales))
         initialise_normal(self)
+        if spectral:
+            spectral_normalise(self)
 
     @staticmethod
     def _patch_network(channels: int, width: int, layers: int, norm: str) -> nn.ModuleList:
@@ -94,7 +104,7 @@ class MultiScalePatchDiscriminator(nn.Module):
         results: Features = []
         for level, network in enumerate(self.networks):
             if level:
-                images = F.avg_pool2d(images, 3, stride=2, padding=1, count_include_pad=False)
+                images = halve(images)
             outputs: list[torch.Tensor] = []
             hidden = images
             assert isinstance(network, nn.ModuleList)

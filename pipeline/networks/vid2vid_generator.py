@@ -1,7 +1,8 @@
 """The recurrent vid2vid generator: image branch, flow branch, and their composition.
 
-Source: Wang et al., Video-to-Video Synthesis, NeurIPS 2018 (arXiv 1808.06601), coarsest scale. Written from
-the published facts, with images of any number of channels.
+Source: Wang et al., Video-to-Video Synthesis, NeurIPS 2018 (arXiv 1808.06601). Written from the published facts, with
+images of any number of channels. The past that a coarser scale sees are the final frames, halved: published are that
+scale's own outputs, which no loss holds once the finer scale is trained.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.networks.initialisation import initialise_normal
+from pipeline.networks.local_enhancer import LocalEnhancer
 from pipeline.networks.padding import pad_to_multiple
+from pipeline.networks.pyramid import halve
 from pipeline.networks.residual_blocks import ResidualBlock, down, stem, up
+from pipeline.networks.spectral import spectral_normalise
 from pipeline.networks.warp import warp
 
 
@@ -34,14 +38,17 @@ class Vid2VidGenerator(nn.Module):
         channels_in: Channels of a source frame.
         channels_out: Channels of a target frame.
         past: Number of past frames looked at (tG - 1).
-        width: Channels at full resolution (ngf).
-        downsamplings: Halvings of the resolution.
+        width: Channels at the coarsest scale's full resolution (ngf); each finer scale has half of the one before.
+        downsamplings: Halvings of the resolution in the coarsest scale.
         blocks: Residual blocks; the larger half stands in the encoders, the rest in each branch.
         norm: ``instance``, ``instance_affine`` or ``batch``.
         flow: Whether there is a flow branch; without one the raw image is the output.
-        flow_scale: Pixels of flow per unit of the flow head.
+        flow_scale: Pixels of flow per unit of the flow head, at the coarsest scale; each finer one has the double.
         residual: Add the current source frame to the image head's output, which starts at zero (not published).
             Instance norm forgets absolute values, which a source that is calibrated like the target still has.
+        finer_scales: Local enhancers on top: the network above then sees images of half the size for each.
+        local_blocks: Residual blocks in each branch of an enhancer.
+        spectral: Bound every convolution but the heads' by its largest singular value (not published).
 
     Raises:
         ConfigError: A size that leaves no network.
@@ -59,13 +66,23 @@ class Vid2VidGenerator(nn.Module):
         flow: bool = True,
         flow_scale: float = 20.0,
         residual: bool = False,
+        finer_scales: int = 0,
+        local_blocks: int = 3,
+        spectral: bool = False,
     ) -> None:
         super().__init__()
-        if min(channels_in, channels_out, past, width, downsamplings) < 1 or blocks < 2:
+        if min(channels_in, channels_out, past, width, downsamplings, local_blocks) < 1 or blocks < 2:
             raise ConfigError(
                 "The vid2vid generator is too small to exist",
-                value=f"past={past}, width={width}, downsamplings={downsamplings}, blocks={blocks}",
-                allowed="past, width and downsamplings from 1, blocks from 2",
+                value=f"past={past}, width={width}, downsamplings={downsamplings}, blocks={blocks}, "
+                f"local_blocks={local_blocks}",
+                allowed="past, width, downsamplings and local_blocks from 1, blocks from 2",
+            )
+        if finer_scales < 0 or width % 2**finer_scales:
+            raise ConfigError(
+                "The generator's width cannot be halved for each finer scale",
+                value=f"width={width}, finer_scales={finer_scales}",
+                allowed="finer_scales from 0, width a multiple of 2^finer_scales",
             )
         if residual and channels_in != channels_out:
             raise ConfigError(
@@ -74,9 +91,10 @@ class Vid2VidGenerator(nn.Module):
                 allowed="equal numbers of channels",
             )
         self.residual = residual
-        self.channels_in, self.channels_out, self.past, self.flow_scale = channels_in, channels_out, past, flow_scale
-        self.multiple = 2**downsamplings
-        deep = width * self.multiple
+        self.channels_in, self.channels_out, self.past = channels_in, channels_out, past
+        self.flow_scale = flow_scale * 2**finer_scales
+        self.multiple = 2 ** (downsamplings + finer_scales)
+        deep = width * 2**downsamplings
         branch_blocks = blocks // 2
 
         def encoder(channels: int) -> nn.Sequential:
@@ -90,19 +108,27 @@ class Vid2VidGenerator(nn.Module):
             return nn.Sequential(*residual, *doublings)
 
         def head(channels: int) -> nn.Conv2d:
-            return nn.Conv2d(width, channels, 7, padding=3, padding_mode="reflect")
+            return nn.Conv2d(width // 2**finer_scales, channels, 7, padding=3, padding_mode="reflect")
 
-        self.source_encoder = encoder((past + 1) * channels_in)
-        self.past_encoder = encoder(past * channels_out)
+        stacked, generated = (past + 1) * channels_in, past * channels_out
+        self.source_encoder = encoder(stacked)
+        self.past_encoder = encoder(generated)
         self.image_branch, self.image_head = branch(), head(channels_out)
         self.flow_branch = branch() if flow else None
         self.flow_head = head(2) if flow else None
         self.weight_head = head(1) if flow else None
+        self.enhancers = nn.ModuleList(
+            LocalEnhancer(stacked, generated, width // 2**scale, local_blocks, norm, flow)
+            for scale in range(1, finer_scales + 1)
+        )
         initialise_normal(self)
+        if spectral:
+            heads = {self.image_head, self.flow_head, self.weight_head}
+            spectral_normalise(*(part for part in self.children() if part not in heads))
         if residual:  # the first output is the source, not the source under noise of hundreds of HU
             nn.init.zeros_(self.image_head.weight)
 
-    def forward(self, source: torch.Tensor, past: torch.Tensor, compose: bool = True) -> Frame:
+    def forward(self, source: torch.Tensor, past: torch.Tensor, compose: bool = True, fix_coarse: bool = False) -> Frame:
         """Generate one frame.
 
         Args:
@@ -110,6 +136,7 @@ class Vid2VidGenerator(nn.Module):
             past: (batch, past * channels_out, height, width): generated frames, the most recent last; zeros where
                 there is none.
             compose: False for a film's first frame: there is nothing to warp and the raw image is the output.
+            fix_coarse: Whether only the finest scale learns.
 
         Returns:
             The frame at the source's size; any height and width (padded inside).
@@ -117,11 +144,15 @@ class Vid2VidGenerator(nn.Module):
         height, width = source.shape[-2:]
         # Reflection needs two pixels at the deepest level and four at full resolution.
         size = {"multiple": self.multiple, "minimum": max(2 * self.multiple, 4)}
-        features = self.source_encoder(pad_to_multiple(source, **size))
-        features = features + self.past_encoder(pad_to_multiple(past, **size))
-        image_features = self.image_branch(features)
-        composing = compose and self.flow_branch is not None
-        flow_features = self.flow_branch(features) if composing and self.flow_branch is not None else None
+        pyramid = [(pad_to_multiple(source, **size), pad_to_multiple(past, **size))]
+        for _ in self.enhancers:
+            pyramid.append((halve(pyramid[-1][0]), halve(pyramid[-1][1])))
+        learning = torch.is_grad_enabled()
+        with torch.set_grad_enabled(learning and not (fix_coarse and len(self.enhancers))):
+            image_features, flow_features = self._coarsest(*pyramid.pop(), compose)
+        for scale, enhancer in enumerate(self.enhancers, start=1):
+            with torch.set_grad_enabled(learning and not (fix_coarse and scale < len(self.enhancers))):
+                image_features, flow_features = enhancer(*pyramid.pop(), image_features, flow_features)
         # Near the ends of the range one bf16 step is 8 HU, so heads and composition leave autocast.
         with torch.autocast(device_type=source.device.type, enabled=False):
             raw = torch.tanh(self.image_head(image_features.float()))[..., :height, :width]
@@ -133,6 +164,14 @@ class Vid2VidGenerator(nn.Module):
             flow = self.flow_scale * self.flow_head(flow_features)[..., :height, :width]
             weight = torch.sigmoid(self.weight_head(flow_features))[..., :height, :width]
             return Frame(compose_frame(raw, past[:, -self.channels_out :], flow, weight), raw, flow, weight)
+
+    def _coarsest(
+        self, source: torch.Tensor, past: torch.Tensor, compose: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return image and flow features at the coarsest scale."""
+        features = self.source_encoder(source) + self.past_encoder(past)
+        image: torch.Tensor = self.image_branch(features)
+        return image, self.flow_branch(features) if compose and self.flow_branch is not None else None
 
 
 def compose_frame(raw: torch.Tensor, last: torch.Tensor, flow: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -53,17 +53,6 @@ def test_translate_keeps_shape_type_weights_and_mode(name):
         method.translate(film, **MODALITIES, samples=3)
 
 
-@pytest.mark.parametrize("name", sorted(MINIATURE))
-def test_validation_predicts_every_frame_without_the_target(name):
-    method, batch = make_method(name), make_batch(4, batch=2)
-    first = method.validation_step(batch, 0)["prediction"]
-    second = method.validation_step(batch | {"target": -batch["target"]}, 0)["prediction"]
-    assert first.shape == batch["target"].shape
-    assert torch.equal(first, second)
-    whole = method.translate(batch["source"][1], **MODALITIES)
-    assert torch.allclose(first[1], whole, atol=1e-3)  # another batch size rounds differently
-
-
 @pytest.mark.parametrize("name", LEARNING)
 def test_a_damaged_batch_is_skipped_counted_and_leaves_the_weights(name):
     method, bad = make_method(name), make_batch(3)
@@ -170,7 +159,11 @@ def test_regression_translates_in_chunks_as_at_once(monkeypatch):
 def test_regression_learns_a_simple_mapping():
     method, batch = make_method("regression", "learning_rate=0.02", "ema_decay=0"), make_batch(2)
     method.budget_share = 0.3
-    before = (method.validation_step(batch, 0)["prediction"] - batch["target"]).abs().mean()
+
+    def error() -> torch.Tensor:
+        return (method.translate(batch["source"][0], **MODALITIES) - batch["target"][0]).abs().mean()
+
+    before = error()
     train(method, [batch] * 40)
-    after = (method.validation_step(batch, 0)["prediction"] - batch["target"]).abs().mean()
+    after = error()
     assert after < 0.5 * before
