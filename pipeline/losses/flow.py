@@ -65,7 +65,8 @@ def composition_terms(
     Args:
         frame: The generated frame, with flow and weight.
         last: The generated frame before it.
-        current: The real frame, ``previous`` the real one before it.
+        current: The real frame.
+        previous: The real frame before it.
         reference: Flow from the previous to the current real frame.
     """
     assert frame.flow is not None

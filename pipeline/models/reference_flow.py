@@ -81,7 +81,7 @@ class LearnedReferences(References):
         self.network, self.loss = network, loss
 
     def extend(self, stop: int) -> torch.Tensor | None:
-        """Estimate the flow up to frame ``stop - 1`` and return the network's loss on it; as a reference it is fixed."""
+        """Estimate the flow up to frame ``stop - 1`` (constants) and return the network's loss on it."""
         wanted = self._wanted(stop)
         if not wanted:
             return None

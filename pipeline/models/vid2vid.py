@@ -355,7 +355,9 @@ class Vid2Vid(Translator):
         """Adam for the generator, the image discriminator, each temporal discriminator, and the flow network."""
         networks = [self.generator, self.image_discriminator, *self.temporal_discriminators]
         betas = (0.0, 0.9) if self.two_time_scales else (0.5, 0.999)
-        optimizers = [torch.optim.Adam(n.parameters(), lr=self.learning_rate, betas=betas) for n in networks]
+        optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Adam(n.parameters(), lr=self.learning_rate, betas=betas) for n in networks
+        ]
         if self.flow_network is not None:
             optimizers.append(torch.optim.Adam(self.flow_network.parameters(), lr=self.learning_rate_flow))
         return optimizers

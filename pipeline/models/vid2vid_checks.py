@@ -131,8 +131,7 @@ def check_clips(method: Vid2Vid, clip_length: int, longest: int | None) -> None:
         raise ConfigError(
             "The flow terms need two frames",
             value=f"stream.clip_length={clip_length}",
-            remedy="Raise stream.clip_length, take model=vid2vid_slice, or set to 0: "
-            + ", ".join(method.flow_terms()),
+            remedy="Raise stream.clip_length, take model=vid2vid_slice, or set to 0: " + ", ".join(method.flow_terms()),
         )
     for scale in range(len(method.temporal_discriminators)):
         needed = method.stride(scale) * (method.temporal_frames - 1) + 1

@@ -47,6 +47,7 @@ class FlowUNet(nn.Module):
         self.last = convolution(widths[0], widths[0])
         self.head = nn.Conv2d(widths[0], 2, 3, padding=1)
         nn.init.normal_(self.head.weight, 0.0, 1e-5)
+        assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
 
     def forward(self, current: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:

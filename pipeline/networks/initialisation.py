@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
+
+from pipeline.networks.spectral import draw_anew
 
 
 def initialise_normal(network: nn.Module, spread: float = 0.02) -> None:
@@ -15,14 +16,12 @@ def initialise_normal(network: nn.Module, spread: float = 0.02) -> None:
     """
     for module in list(network.modules()):
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            spectral = is_parametrized(module, "weight")
-            if spectral:
-                remove_parametrizations(module, "weight", leave_parametrized=False)
-            nn.init.normal_(module.weight, 0.0, spread)
+            if is_parametrized(module, "weight"):
+                draw_anew(module, spread)
+            else:
+                nn.init.normal_(module.weight, 0.0, spread)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-            if spectral:
-                spectral_norm(module)
         elif isinstance(module, (nn.BatchNorm2d, nn.InstanceNorm2d)) and module.weight is not None:
             nn.init.normal_(module.weight, 1.0, spread)
             nn.init.zeros_(module.bias)

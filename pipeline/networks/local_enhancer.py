@@ -20,7 +20,9 @@ class LocalEnhancer(nn.Module):
         flow: Whether there is a flow branch.
     """
 
-    def __init__(self, channels_source: int, channels_past: int, width: int, blocks: int, norm: str, flow: bool) -> None:
+    def __init__(
+        self, channels_source: int, channels_past: int, width: int, blocks: int, norm: str, flow: bool
+    ) -> None:
         super().__init__()
 
         def branch() -> nn.Sequential:

@@ -128,7 +128,9 @@ class Vid2VidGenerator(nn.Module):
         if residual:  # the first output is the source, not the source under noise of hundreds of HU
             nn.init.zeros_(self.image_head.weight)
 
-    def forward(self, source: torch.Tensor, past: torch.Tensor, compose: bool = True, fix_coarse: bool = False) -> Frame:
+    def forward(
+        self, source: torch.Tensor, past: torch.Tensor, compose: bool = True, fix_coarse: bool = False
+    ) -> Frame:
         """Generate one frame.
 
         Args:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from monai.losses.deform import BendingEnergyLoss
 from torch import nn
 
 from pipeline.errors import ConfigError
@@ -8,6 +9,8 @@ from pipeline.losses.adversarial import check_kind, discriminator_loss, generato
 from pipeline.losses.feature_matching import feature_matching
 from pipeline.losses.perceptual import PerceptualLoss
 from pipeline.losses.reconstruction import masked_l1
+from pipeline.losses.registration import RegistrationLoss, bending_energy
+from pipeline.networks.vid2vid_generator import Frame
 
 
 def verdict(*logits: float) -> list[list[torch.Tensor]]:
@@ -120,3 +123,43 @@ def test_descending_the_warp_loss_finds_a_shift():
         optimizer.step()
     assert loss.item() < 0.3 * start
     assert predicted[:, 0, :, 2:-2].median().item() == pytest.approx(1, abs=0.2)
+
+
+def test_without_a_reference_only_the_terms_that_need_none_are_left():
+    image, still, half = torch.rand(1, 1, 6, 6), torch.zeros(1, 2, 6, 6), torch.full((1, 1, 6, 6), 0.5)
+    frame = Frame(image, image, still, half)
+    reference = flow.Reference(still, torch.ones(1, 1, 6, 6))
+    terms = flow.composition_terms(frame, image, image, image, reference)
+    assert set(terms) == set(flow.FLOW_TERMS)
+    assert {name: round(value.item(), 5) for name, value in terms.items()} == {
+        "generated_warp": 0,
+        "flow": 0,
+        "flow_warp": 0,
+        "composition": 0.5,
+    }
+    assert set(flow.composition_terms(frame, image, image, image, None)) == {"flow_warp", "composition"}
+
+
+def test_bending_energy_is_of_second_derivatives():
+    y, x = torch.meshgrid(torch.arange(7.0), torch.arange(8.0), indexing="ij")
+    assert bending_energy(torch.stack([3 * x - y + 2, x])[None]) == 0
+    assert bending_energy(torch.stack([x**2, 0 * x])[None]).item() == pytest.approx(0.5 * 4)  # u_xx = 2
+    assert bending_energy(torch.stack([0 * x, x * y])[None]).item() == pytest.approx(0.5 * 2)  # u_xy = 1
+    assert bending_energy(torch.ones(1, 2, 2, 2)) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+def test_bending_energy_is_monais():
+    field = torch.randn(2, 2, 7, 9, generator=torch.Generator().manual_seed(0))
+    assert bending_energy(field).item() == pytest.approx(BendingEnergyLoss()(field).item())
+
+
+def test_registration_finds_nothing_to_learn_in_air_and_all_in_likeness():
+    loss, still = RegistrationLoss(), torch.zeros(1, 2, 24, 24)
+    air = torch.full((1, 1, 24, 24), -1.0)
+    assert loss(air + 1e-4 * torch.randn(1, 1, 24, 24), air, still).abs() < 1e-3
+    image = torch.randn(1, 1, 24, 24)
+    assert loss(image, image, still).item() == pytest.approx(-1, abs=1e-3)
+    darker = 0.5 * (image + 1) - 1
+    assert loss(darker, image, still).item() == pytest.approx(-1, abs=1e-3)  # likeness, not equality
+    assert loss(image, image, torch.randn(1, 2, 24, 24)) > 0  # bent

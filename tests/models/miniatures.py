@@ -11,5 +11,11 @@ MINIATURE: dict[str, list[str]] = {
     "identity": [],
     "regression": ["model.module.network.widths=[4,8]", "model.module.network.residual_units=1"],
     "vid2vid": [*_VID2VID, "model.module.temporal_discriminator.width=4"],
+    "vid2vid_fine": [*_VID2VID, "model.module.temporal_discriminator.width=4", "model.module.generator.local_blocks=1"],
+    "vid2vid_learned_flow": [
+        *_VID2VID,
+        "model.module.temporal_discriminator.width=4",
+        "model.module.flow_network.widths=[4,4,4]",
+    ],
     "vid2vid_slice": _VID2VID,
 }

@@ -63,7 +63,7 @@ def train(method: Translator, batches: list[dict[str, Any]], resume: Path | None
         **({"max_epochs": 1} | settings),
     )
     loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-    trainer.fit(method, loader, loader, ckpt_path=resume, weights_only=True)  # without a second loader it warns
+    trainer.fit(method, loader, ckpt_path=resume, weights_only=True)
     return trainer
 
 

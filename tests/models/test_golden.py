@@ -20,6 +20,9 @@ def test_every_method_that_learns_has_golden_values():
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_losses_and_output_are_the_golden_ones(name):
     found = measure(name)
-    # Other processors round and order sums differently; a changed formula is off by far more.
-    assert found["losses"] == pytest.approx(GOLDEN[name]["losses"], rel=5e-3)
-    assert found["output"] == pytest.approx(GOLDEN[name]["output"], rel=5e-3, abs=1e-3)
+    first, *later = found["losses"]
+    golden = GOLDEN[name]
+    assert first == pytest.approx(golden["losses"][0], rel=1e-4)
+    # Each step carries the rounding of another processor further; a changed formula is off by far more.
+    assert later == pytest.approx(golden["losses"][1:], rel=2e-2)
+    assert found["output"] == pytest.approx(golden["output"], rel=5e-2, abs=2e-2)

@@ -5,8 +5,9 @@ import torch
 from model_making import MODALITIES, make_batch, make_film, make_method, same, train, weights_of
 
 from pipeline.errors import ConfigError
+from pipeline.losses.flow import FLOW_TERMS
 from pipeline.models.translator import frozen, linear_decay, warm_cosine
-from pipeline.models.vid2vid import Vid2Vid
+from pipeline.models.vid2vid import Vid2Vid, grown
 
 # Lightning's own, about a class of torch.utils that torch renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
@@ -81,7 +82,8 @@ def test_the_slice_twin_treats_every_slice_alone():
     assert torch.allclose(shuffled, method.translate(film, **MODALITIES)[order], atol=1e-6)
 
 
-def test_generated_frames_never_see_the_target_in_training(monkeypatch):
+@pytest.mark.parametrize("name", ["vid2vid", "vid2vid_learned_flow", "vid2vid_fine"])
+def test_generated_frames_never_see_the_target_in_training(name, monkeypatch):
     seen: list[torch.Tensor] = []
     original = Vid2Vid._generate
 
@@ -94,9 +96,63 @@ def test_generated_frames_never_see_the_target_in_training(monkeypatch):
     for flip in (1, -1):
         batch = make_batch(3)
         batch["target"] *= flip
-        method = make_method("vid2vid", "learning_rate=1e-30")
+        method = make_method(name, "learning_rate=1e-30")
         train(method, [batch])
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(seen[:3], seen[3:], strict=True))
+
+
+def test_windows_and_backpropagation_grow_with_the_share_of_the_budget():
+    assert [grown(2, 3, share) for share in (0, 0.3, 0.34, 0.67, 1)] == [2, 2, 4, 8, 8]
+    assert grown(3, 1, 1.0) == 3
+    method = make_method("vid2vid", "frames_growth=2", "backpropagate_growth=2")
+    windows: list[list[int]] = []
+    original = method._generate
+    method._generate = lambda source, done, times: (windows.append(list(times)), original(source, done, times))[1]
+    for share in (0.4, 0.6):
+        method.budget_share = share
+        train(method, [make_batch(3)])
+    assert windows == [[0], [1], [2], [0, 1], [2]]
+    frames = original(make_film(2), [], [0, 1])
+    frames[0].image.retain_grad()
+    frames[1].image.sum().backward()
+    assert frames[0].image.grad is not None
+
+
+def test_only_the_finest_scale_learns_in_its_share_of_the_budget():
+    method = make_method("vid2vid_fine", "fix_coarse_share=0.5", "ema_decay=0")
+    generator = method.generator
+    fine = torch.nn.ModuleList([generator.enhancers, generator.image_head, generator.flow_head, generator.weight_head])
+    coarse = torch.nn.ModuleList([generator.source_encoder, generator.past_encoder, generator.flow_branch])
+    before = weights_of(coarse), weights_of(fine)
+    train(method, [make_batch(3)])
+    assert same(before[0], weights_of(coarse))
+    assert not same(before[1], weights_of(fine))
+    method.budget_share = 0.5
+    train(method, [make_batch(3)])
+    assert not same(before[0], weights_of(coarse))
+
+
+def test_two_time_scales():
+    method = make_method("vid2vid", "two_time_scales=true", "learning_rate=0.001")
+    optimizers = train(method, [make_batch(3)]).optimizers
+    assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers[:3]] == [0.0005, 0.002, 0.002]
+    assert {optimizer.param_groups[0]["betas"] for optimizer in optimizers} == {(0.0, 0.9)}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_hinge_with_spectral_norm_trains_and_resumes_exactly(precision, tmp_path):
+    choices = ["gan=hinge", *(f"{n}.spectral=true" for n in ("generator", "image_discriminator"))]
+    choices += ["temporal_discriminator.spectral=true", "perceptual=null"]
+    unbroken, broken, resumed = (make_method("vid2vid_learned_flow", *choices, seed=seed) for seed in (0, 0, 9))
+    batches = [make_batch(3)]
+    train(unbroken, batches, max_epochs=2, precision=precision)
+    train(broken, batches, precision=precision).save_checkpoint(tmp_path / "a.ckpt")
+    train(resumed, batches, resume=tmp_path / "a.ckpt", max_epochs=2, precision=precision)
+    assert unbroken.skipped_steps == 0
+    assert not same(weights_of(broken), weights_of(resumed))
+    assert same(weights_of(unbroken), weights_of(resumed))
+    film = make_film(3)[0]
+    assert torch.equal(*(method.translate(film, **MODALITIES) for method in (unbroken, resumed)))
 
 
 @pytest.mark.parametrize("bp", [1, 2])
@@ -107,6 +163,14 @@ def test_gradients_flow_back_through_as_many_frames_as_set(bp):
     frames[0].image.retain_grad()
     frames[1].image.sum().backward()
     assert (frames[0].image.grad is None) == (bp == 1)
+
+
+def test_a_translation_does_not_need_the_flow_network():
+    method, film = make_method("vid2vid_learned_flow"), make_film(3)[0]
+    wanted = method.translate(film, **MODALITIES)
+    for parameter in method.flow_network.parameters():
+        parameter.data.fill_(float("nan"))
+    assert torch.equal(wanted, method.translate(film, **MODALITIES))
 
 
 def gradients_of(method: Vid2Vid, monkeypatch: pytest.MonkeyPatch, only: int) -> set[str]:
@@ -139,6 +203,12 @@ def gradients_of(method: Vid2Vid, monkeypatch: pytest.MonkeyPatch, only: int) ->
 def test_each_loss_reaches_its_own_network_only(only, network, monkeypatch):
     # The last update is the image discriminator's at first, and the temporal ones' once they are awake.
     assert gradients_of(make_method("vid2vid"), monkeypatch, only) == set(network.split())
+
+
+def test_the_generator_and_the_flow_network_learn_from_their_own_losses_only(monkeypatch):
+    assert gradients_of(make_method("vid2vid_learned_flow"), monkeypatch, 0) == {"generator"}
+    # In the first window there is no pair of frames yet, and the last update is the image discriminator's.
+    assert gradients_of(make_method("vid2vid_learned_flow"), monkeypatch, -1) == {"flow_network", "image_discriminator"}
 
 
 def test_the_temporal_discriminators_start_differently():
@@ -194,13 +264,32 @@ def test_frozen_lets_gradients_through_and_thaws():
         (["recurrent=false"], "not recurrent"),
         (["generator.flow=false"], "no flow branch"),
         (["weight_gan=-1"], "negative"),
-        (["frames_per_step=0"], "out of range"),
+        (["frames_per_step=0"], "frames_per_step=0"),
+        (["backpropagate_growth=0"], "out of range"),
+        (["fix_coarse_share=1"], "out of range"),
+        (["fix_coarse_share=0.2"], "finer_scales=1"),
+        (["weight_bending=-1"], "negative"),
+        (["reference_flow=learned"], "vid2vid_learned_flow"),
         (["ema_decay=1"], "averaged weights"),
     ],
 )
 def test_contradictions_are_refused(overrides, what):
     with pytest.raises(ConfigError, match=what):
         make_method("vid2vid", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        (["reference_flow=dis"], "flow_network=null"),
+        (["flow_network.channels=2"], "flow_network.channels=1"),
+        (["flow_network.widths=[4]"], "too small"),
+        (["temporal_discriminator=null", *(f"weight_{n}=0" for n in FLOW_TERMS)], "Nothing asks"),
+    ],
+)
+def test_a_flow_network_without_use_is_refused(overrides, what):
+    with pytest.raises(ConfigError, match=what):
+        make_method("vid2vid_learned_flow", *overrides)
 
 
 def test_clips_too_short_are_refused_with_the_way_out():

@@ -1,9 +1,13 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.networks.efficientnet_lite0 import STAGE_CHANNELS, EfficientNetLite0Features
+from pipeline.networks.flow_unet import FlowUNet
 from pipeline.networks.initialisation import initialise_normal
 from pipeline.networks.padding import pad_to_multiple
 from pipeline.networks.patch_discriminator import MultiScalePatchDiscriminator, frame_groups
@@ -42,9 +46,10 @@ def test_composition_extremes():
     assert torch.equal(compose_frame(raw, last, flow, torch.zeros(1, 1, 8, 8)), warp(last, flow))
 
 
+@pytest.mark.parametrize("finer", [0, 1, 2])
 @pytest.mark.parametrize("size", [(16, 16), (9, 13), (3, 5)])
-def test_generator_takes_any_size(size):
-    network = Vid2VidGenerator(**TINY)
+def test_generator_takes_any_size(size, finer):
+    network = Vid2VidGenerator(**TINY, finer_scales=finer, local_blocks=1)
     frame = network(torch.rand(2, 3, *size), torch.rand(2, 2, *size))
     assert frame.image.shape == frame.raw.shape == (2, 1, *size)
     assert frame.flow.shape == (2, 2, *size)
@@ -86,7 +91,89 @@ def test_heads_and_composition_are_float32_under_autocast():
     assert frame.raw.unique().numel() > 32
 
 
-@pytest.mark.parametrize(("kwargs", "what"), [({"past": 0}, "too small"), ({"norm": "layer"}, "Unknown norm")])
+def test_a_finer_scale_sees_twice_the_size_with_half_the_width():
+    network = Vid2VidGenerator(width=8, downsamplings=1, blocks=2, finer_scales=1, local_blocks=3)
+    assert network.flow_scale == 2 * Vid2VidGenerator(**TINY).flow_scale
+    assert network.image_head.in_channels == 4
+    enhancer = network.enhancers[0]
+    assert len(enhancer.image_branch) == len(enhancer.flow_branch) == 3 + 1
+    seen = []
+    network.source_encoder.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    source = torch.rand(1, 3, 16, 16)
+    network(source, torch.rand(1, 2, 16, 16))
+    assert torch.allclose(seen[0], nn.AvgPool2d(3, 2, 1, count_include_pad=False)(source))
+
+
+def test_coarse_features_reach_both_branches_of_the_finer_scale():
+    network = Vid2VidGenerator(**TINY, finer_scales=1)
+    source, past = torch.rand(1, 3, 16, 16), torch.rand(1, 2, 16, 16)
+    frame = network(source, past)
+    for field, branch in (("raw", network.image_branch), ("flow", network.flow_branch)):
+        gradients = torch.autograd.grad(getattr(frame, field).sum(), branch.parameters(), retain_graph=True)
+        assert any(gradient.any() for gradient in gradients)
+    assert network(source, past, compose=False).flow is None
+    fixed = network(source, past, fix_coarse=True)
+    assert all(torch.equal(one, other) for one, other in zip(frame, fixed, strict=True))
+    fixed.image.sum().backward()
+    learning = {name.split(".")[0] for name, parameter in network.named_parameters() if parameter.grad is not None}
+    assert learning == {"enhancers", "image_head", "flow_head", "weight_head"}
+
+
+def largest_singular_values(network: nn.Module) -> list[float]:
+    with torch.no_grad():
+        convolutions = [m for m in network.modules() if is_parametrized(m, "weight")]
+        # Of a transposed convolution the second dimension is the output.
+        weights = [m.weight.transpose(0, 1) if isinstance(m, nn.ConvTranspose2d) else m.weight for m in convolutions]
+        return [torch.linalg.matrix_norm(weight.flatten(1), 2).item() for weight in weights]
+
+
+def test_spectral_norm_bounds_every_convolution_but_the_generators_heads():
+    judge = MultiScalePatchDiscriminator(width=4, spectral=True)
+    generator = Vid2VidGenerator(**TINY, finer_scales=1, spectral=True)
+    copies = copy.deepcopy(judge)
+    initialise_normal(copies)
+    for network, count in ((judge, 10), (copies, 10)):
+        for _ in range(20):  # a power iteration each
+            network(torch.rand(1, 2, 32, 32))
+        values = largest_singular_values(network)
+        assert len(values) == count
+        assert values == pytest.approx([1.0] * count, abs=0.05)
+    assert not any(
+        torch.equal(*pair) for pair in zip(judge.parameters(), copies.parameters(), strict=True) if pair[0].any()
+    )
+    for _ in range(20):
+        generator(torch.rand(1, 3, 16, 16), torch.rand(1, 2, 16, 16))
+    assert max(largest_singular_values(generator)) < 1.1
+    heads = (generator.image_head, generator.flow_head, generator.weight_head)
+    assert not any(is_parametrized(head) for head in heads)
+    convolutions = [m for m in generator.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    assert sum(is_parametrized(m, "weight") for m in convolutions) == len(convolutions) - 3
+
+
+def test_spectral_norm_in_bf16_is_as_tight():
+    network = MultiScalePatchDiscriminator(width=4, spectral=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(20):
+            network(torch.rand(1, 2, 16, 16))
+    assert largest_singular_values(network) == pytest.approx([1.0] * 10, abs=0.05)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 13), (1, 2)])
+def test_flow_network_takes_any_size_and_starts_without_flow(size):
+    flow = FlowUNet(widths=[4, 4, 4])(torch.rand(2, 1, *size), torch.rand(2, 1, *size))
+    assert flow.shape == (2, 2, *size)
+    assert flow.abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "what"),
+    [
+        ({"past": 0}, "too small"),
+        ({"norm": "layer"}, "Unknown norm"),
+        ({"finer_scales": 3}, "halved"),
+        ({"finer_scales": 1, "local_blocks": 0}, "too small"),
+    ],
+)
 def test_generator_refuses(kwargs, what):
     with pytest.raises(ConfigError, match=what):
         Vid2VidGenerator(**(TINY | kwargs))

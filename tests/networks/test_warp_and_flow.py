@@ -5,7 +5,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from pipeline.imaging.optical_flow import dis_flow
-from pipeline.losses.flow import confidence, reference_flow
+from pipeline.losses.flow import confidence
 from pipeline.networks.warp import warp
 
 
@@ -76,12 +76,3 @@ def test_confidence_threshold_is_per_channel():
     assert confidence(current, current + 0.08, flow).all()  # 0.0064 < 0.02 / 3
     assert not confidence(current, current + 0.083, flow).any()
     assert not confidence(current.expand(1, 3, 4, 4), current.expand(1, 3, 4, 4) + 0.083, flow).any()
-
-
-def test_reference_flow_of_a_clip_at_a_stride():
-    film = torch.stack([torch.from_numpy(np.roll(texture(), 2 * i, 1)) for i in range(5)])[None, :, None]
-    reference = reference_flow(film, 2)
-    assert reference.flow.shape == (1, 3, 2, 64, 64)
-    assert reference.confident.shape == (1, 3, 1, 64, 64)
-    assert reference.flow[0, :, 0, 16:-16, 16:-16].median().item() == pytest.approx(-4, abs=0.3)
-    assert reference.confident[..., 16:-16, 16:-16].mean() > 0.95
