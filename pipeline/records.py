@@ -184,6 +184,11 @@ class ShardCase(BaseModel):
     scale: dict[Modality, float] = Field(default_factory=dict)  # stored value x scale = physical value
     percentiles: dict[Modality, tuple[float, float]] = Field(default_factory=dict)  # 0.5 and 99.5 % inside the mask
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What is stored of the case, which may lack some of the cohort's."""
+        return tuple(self.source_grids)
+
 
 class ShardModality(BaseModel):
     """How a modality is stored: unit, dtype ('int16' or 'float16') and the value of padding."""

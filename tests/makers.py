@@ -92,7 +92,7 @@ def write_shards(
 ):
     """Write films and their index; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    modalities = sorted(films[0].frames)
+    modalities = sorted({name for one in films for name in one.frames})
     size = films[0].mask.shape[1:]
     units, scale = units or {}, scale or {}
     shards, cases = [], []
@@ -110,9 +110,9 @@ def write_shards(
                     shard=number,
                     slices=len(one.mask),
                     film_grid=grid,
-                    source_grids=dict.fromkeys(modalities, grid),
-                    scale={name: scale.get(name, 1.0) for name in modalities},
-                    percentiles=dict.fromkeys(modalities, (0.0, 1000.0)),
+                    source_grids=dict.fromkeys(one.frames, grid),
+                    scale={name: scale.get(name, 1.0) for name in one.frames},
+                    percentiles=dict.fromkeys(one.frames, (0.0, 1000.0)),
                 )
             )
     ShardIndex(

@@ -62,7 +62,7 @@ def _convert(store: SliceStore, source: ShardFile, output: Path, kind: str) -> S
 
     def films() -> Iterator[Film]:
         for case_id in source.cases:
-            frames = store.film(case_id, *store.parts)
+            frames = store.film(case_id, *store.parts[case_id])
             yield Film(case_id, {n: a for n, a in frames.items() if n != MASK}, frames[MASK])
 
     shard = write_shard(output, name, films(), store.index.codec, kind)

@@ -176,8 +176,10 @@ def _shard_jobs(folder: Path, record: dict[str, Any], config: Config) -> list[_J
         cohort = None
     cases = {case.case_id: case for case in cohort.cases} if cohort else {}
     jobs = []
-    fold = _fold(record, config, index)
-    for shard_case in index.select(config.translate.split, fold):
+    chosen = index.select(config.translate.split, _fold(record, config, index))
+    if lacking := [case.case_id for case in chosen if record["source"] not in case.modalities]:
+        say(f"{len(lacking)} case(s) without '{record['source']}' are not translated: {', '.join(lacking[:10])}")
+    for shard_case in (case for case in chosen if record["source"] in case.modalities):
         case = cases.get(shard_case.case_id)
 
         def open_film(case_id: str = shard_case.case_id) -> _Prepared:

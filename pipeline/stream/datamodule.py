@@ -140,7 +140,7 @@ class ClipDataModule(pl.LightningDataModule):
     def _films(self, modality: str) -> dict[str, int]:
         """Return slices of the training cases that have the modality."""
         training = self.store.index.select("train", self.config.fold)
-        films = {case.case_id: case.slices for case in training if modality in case.source_grids}
+        films = {case.case_id: case.slices for case in training if modality in case.modalities}
         if not films:
             raise DataError(
                 "The shards hold no training case" + (f" with '{modality}'" if training else ""),

@@ -92,7 +92,8 @@ class SliceStore:
         self.folder = folder
         self.index = ShardIndex.load(folder)
         self.cases: dict[str, ShardCase] = {case.case_id: case for case in self.index.cases}
-        self.parts = parts(tuple(self.index.modalities))
+        shared = {names: parts(names) for names in {case.modalities for case in self.index.cases}}
+        self.parts = {case.case_id: shared[case.modalities] for case in self.index.cases}
         slices = {case.case_id: case.slices for case in self.index.cases}
         listed = [case for shard in self.index.shards for case in shard.cases]
         misplaced = any(
@@ -114,13 +115,13 @@ class SliceStore:
         """Read slices into ``out[modality]`` (int16) and ``out['mask']`` (uint8), each (count, rows, columns).
 
         Raises:
-            ArtifactError: The shards hold no such modality, or what they hold is damaged.
+            ArtifactError: The shards hold no such modality of the case, or what they hold is damaged.
             IndexError: Outside the film.
         """
-        if unknown := set(out).difference(self.parts):
+        if unknown := set(out).difference(self.parts[case_id]):
             raise ArtifactError(
-                f"The shards hold no '{sorted(unknown)[0]}'",
-                allowed=", ".join(self.parts),
+                f"The shards hold no '{sorted(unknown)[0]}' of case '{case_id}'",
+                allowed=", ".join(self.parts[case_id]),
                 remedy="Choose one of these",
             )
         self._shards[self.cases[case_id].shard].read_into(case_id, start, count, out)

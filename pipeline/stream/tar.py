@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +64,10 @@ def write_shard(folder: Path, name: str, films: Iterator[Film], codec: str) -> S
 class TarShard:
     """Random access to one shard: reads clips by offset; the same object serves several threads."""
 
-    def __init__(self, folder: Path, record: ShardFile, slices: dict[str, int], parts: Sequence[str]) -> None:
-        """Open a shard and check it against its record.
+    def __init__(
+        self, folder: Path, record: ShardFile, slices: dict[str, int], parts: Mapping[str, Sequence[str]]
+    ) -> None:
+        """Open a shard and check it against its record; ``slices`` and ``parts`` are per case.
 
         Raises:
             ArtifactError: The file or its table is missing, cut, or not the one that the index speaks of.
@@ -83,12 +85,13 @@ class TarShard:
                 remedy=REMEDY,
             )
         count = sum(slices[case] for case in record.cases)
-        table = read_table(folder, record, members=count * len(parts), rows=count + 1, dtype=TABLE)
+        members = sum(slices[case] * len(parts[case]) for case in record.cases)
+        table = read_table(folder, record, members=members, rows=count + 1, dtype=TABLE)
         blocks = table["block"]
         if np.any(blocks[1:] <= blocks[:-1]) or (int(blocks[-1]) + 2) * _BLOCK > record.bytes:
             raise ArtifactError(f"The table of shard '{path.name}' leads out of it", remedy=REMEDY)
         self._table = table  # eight bytes a slice: all that an open shard keeps of its members
-        self._parts = list(parts)
+        self._parts = parts
         first = np.cumsum([0, *(slices[case] for case in record.cases)]).tolist()
         self._films = {case: (at, slices[case]) for case, at in zip(record.cases, first, strict=False)}
         self._file = os.open(path, os.O_RDONLY)
@@ -113,7 +116,7 @@ class TarShard:
             raise ArtifactError(f"Shard '{self.name}' ended while being read", remedy=REMEDY)
         for k in range(count):
             at, total = blocks[k] * _BLOCK - begin, 0
-            for part in self._parts:
+            for part in self._parts[case_id]:
                 name = member_name(case_id, start + k, part)
                 at += _BLOCK  # the tar's own header
                 size, checksum = stated(view, at, name, self.name)

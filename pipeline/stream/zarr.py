@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +137,12 @@ class ZarrShard:
         folder: Path,
         record: ShardFile,
         slices: dict[str, int],
-        parts: Sequence[str],
+        parts: Mapping[str, Sequence[str]],
         *,
         codec: str,
         size: tuple[int, int],
     ) -> None:
-        """Open a shard and check it against its record.
+        """Open a shard and check it against its record; ``slices`` and ``parts`` are per case.
 
         Raises:
             ArtifactError: A file or the table is missing, cut, or not the one that the index speaks of.
@@ -152,14 +152,14 @@ class ZarrShard:
         contents = record.contents()
         for path, (expected, _) in contents.items():
             _check_size(folder / path, path, expected)
-        members = sum(slices[case] for case in record.cases) * len(parts)
+        members = sum(slices[case] * len(parts[case]) for case in record.cases)
         table = read_table(folder, record, members=members, rows=members, dtype=TABLE)
         self._stop, self._crc = table["stop"].astype(np.int64), table["crc"]
         self._slices = {case: slices[case] for case in record.cases}
         self._first: dict[tuple[str, str], int] = {}
         first = 0
         for case in record.cases:
-            for part in parts:
+            for part in parts[case]:
                 self._first[case, part] = first
                 stops = self._stop[first : first + slices[case]]
                 whole, _ = contents.get(f"{record.file}/{case}/{part}/{_CHUNK}", (0, ""))

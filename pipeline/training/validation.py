@@ -35,13 +35,14 @@ class Validation(pl.Callback):
         self.budget, self.checkpoints = budget, checkpoints
         self.seconds = 0.0
         self.last: float | None = None
+        cases = store.index.select("validation", config.fold)
         self.segments = _segments(
-            store.index.select("validation", config.fold),
+            [case for case in cases if {config.source, config.target} <= {*case.modalities}],
             config.trainer.validation_segments,
             config.trainer.validation_slices,
         )
         if not self.segments:
-            say("No validation case: no validation error, and 'best' is never written")
+            say("No validation case with source and target: no validation error, and 'best' is never written")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note which parts of the budget were validated before a restart."""

@@ -147,6 +147,21 @@ def test_a_fold_of_shards_without_folds_is_refused(store):
         module(store, *SHORT, "fold=1")
 
 
+def test_cases_with_one_modality_each_are_for_unpaired_training(tmp_path):
+    """No case has its pair: sources are of some patients, targets of others."""
+    films = [film(name, 6, modalities=(kind,)) for name, kind in (("a", "cbct"), ("b", "ct"), ("c", "cbct"))]
+    with SliceStore(write_shards(tmp_path, films)) as store:
+        with pytest.raises(DataError) as caught:
+            module(store, *SHORT)
+        message = "3 of the training cases have only one of 'cbct' and 'ct': a, b, c. Leave them out"
+        assert message in str(caught.value) and "stream.pairing=unpaired" in str(caught.value)
+        data = module(store, *SHORT, "stream.pairing=unpaired")
+        batches = [(batch["case_id"], batch["target_case_id"]) for batch in data.train_dataloader()]
+        assert len(batches) == 4
+        assert {name for sources, _ in batches for name in sources} == {"a", "c"}
+        assert {name for _, targets in batches for name in targets} == {"b"}
+
+
 def test_shards_without_a_training_case_are_refused(tmp_path):
     with (
         SliceStore(write_shards(tmp_path, FILMS[:1], splits={"a": "test"})) as store,

@@ -55,6 +55,19 @@ def test_films_come_back_as_they_were(shards):
             np.testing.assert_array_equal(films[one.case_id][part], stored(one, part))
 
 
+@pytest.mark.parametrize("kind", ["tar", "zarr"])
+def test_cases_may_hold_different_modalities(tmp_path, kind):
+    mixed = [film("only_ct", 4, modalities=("ct",)), film("both", 5), film("only_cbct", 3, modalities=("cbct",))]
+    with SliceStore(write_shards(tmp_path, mixed, per_shard=3, store=kind)) as store:
+        assert sorted(store.index.modalities) == ["cbct", "ct"]
+        for one in mixed:
+            assert store.cases[one.case_id].modalities == tuple(one.frames)
+            for name, found in store.film(one.case_id, *one.frames, "mask").items():
+                np.testing.assert_array_equal(found, stored(one, name))
+        with pytest.raises(ArtifactError, match=r"hold no 'cbct' of case 'only_ct'\. Allowed: ct, mask"):
+            store.film("only_ct", "cbct")
+
+
 @pytest.mark.parametrize("codec", ["lz4", "none"])
 def test_the_same_films_give_the_same_bytes(tmp_path, codec):
     one, two = (write_shard(tmp_path / name, "shard", iter(FILMS), codec) for name in "ab")
@@ -128,7 +141,10 @@ def test_a_clip_outside_the_film_is_refused(shards, start, count):
 
 
 def test_a_modality_that_the_shards_do_not_hold_is_refused_not_left_unfilled(shards):
-    with SliceStore(shards) as store, pytest.raises(ArtifactError, match=r"hold no 't1n'. Allowed: cbct, ct, mask"):
+    with (
+        SliceStore(shards) as store,
+        pytest.raises(ArtifactError, match=r"hold no 't1n' of case '\w+'\. Allowed: cbct, ct, mask"),
+    ):
         store.film("a", "ct", "t1n")
 
 
