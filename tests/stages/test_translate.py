@@ -114,11 +114,9 @@ def test_a_volume_that_is_not_in_hu_is_refused_and_the_others_go_on(ct_run, tiny
 
 
 def test_shards_that_were_prepared_differently_are_refused(run, tiny_shards, tmp_path, capsys):
-    index = json.loads((tiny_shards / "index.json").read_text())
-    index["spacing_mm"] = [5.0, 5.0, 5.0]
     for file in tiny_shards.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "index.json").write_text(json.dumps(index))
+    ShardIndex.load(tiny_shards).model_copy(update={"spacing_mm": (5.0, 5.0, 5.0)}).save(tmp_path)
     assert main(["translate", f"checkpoint={run}", f"input={tmp_path}", f"output={tmp_path / 'out'}"]) == 2
     assert "spacing_mm" in capsys.readouterr().err
 
