@@ -1,6 +1,5 @@
 """Translation: onto exactly the source's grid, from shards or from any volume, by the checkpoint's own record."""
 
-import json
 from pathlib import Path
 
 import numpy as np
