@@ -17,6 +17,7 @@ Main options:
   cohort.split.train=[..]  patients that are there in any case (also validation, test)
   cohort.split.folds=5     also deal the patients to folds, of which a training chooses one to test (fold=1, 2, ...)
   cohort.include, exclude  names of cases
+  stream.pairing=unpaired  keep cases that lack a modality
   cohort.similarity_check  compare source and target within and between cases
   source, target           the pair that is compared
   workers, seed, --dry-run
@@ -99,7 +100,7 @@ def run(config: Config) -> None:
         reports = list(
             _parallel(partial(check_case, root=root, settings=checks), cases, config.workers, "Checking cases")
         )
-    lacking = check_complete(reports)
+    lacking = check_complete(reports) if config.stream.pairing == "paired" else {}
     check_duplicates(reports)
     if checks.similarity:
         check_pairs(reports, *_pair(reports, config))
@@ -189,6 +190,7 @@ def _settings(config: Config, root: Path, cases: list[FoundCase]) -> dict[str, A
         "seed": config.seed,
         "source": config.source,
         "target": config.target,
+        "pairing": config.stream.pairing,
         "body_threshold_hu": config.preprocess.body_threshold_hu,
     }
     if config.cohort.layout != "phantom":

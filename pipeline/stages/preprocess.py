@@ -8,6 +8,7 @@ Main options
   preprocess.spacing_mm=[slice,row,column]  one for the whole cohort; auto: planned from the cohort
   preprocess.size=[rows,columns]            centred on the body; a body that does not fit is an error; auto: planned
   preprocess.memory_gib=N                   for training; auto: the GPU's, else this job's RAM
+  stream.pairing=unpaired                   keep cases that have one modality only; paired training refuses them
   preprocess.resample=true                  put modalities on another grid onto the target's
   preprocess.store=tar|zarr                 shard-NNNNN.tar, or shard-NNNNN.zarr (zarr v3) beside the same index
   preprocess.short_cases=skip               leave out films below preprocess.minimum_slices, counted
@@ -68,7 +69,8 @@ def run(config: Config) -> None:
     folder, output = config.input[0], config.output
     assert output is not None
     cohort = Cohort.load(folder)
-    modalities = _modalities(cohort, (config.source, config.target))
+    paired = config.stream.pairing == "paired"
+    modalities = _modalities(cohort, (config.source, config.target), paired)
     reference = config.target if config.target in modalities else sorted(modalities)[0]
     # A task carries its own cases only: a large cohort would be sent once per shard.
     place = cohort.model_copy(update={"cases": [], "excluded": [], "made_by": {}})
@@ -91,6 +93,7 @@ def run(config: Config) -> None:
         "preprocess": settings.model_dump(mode="json"),
         "cohort": content_hash(_content(cohort)),
         "reference": reference,
+        "modalities": sorted(modalities),
         "schema": ShardIndex.model_fields["schema_version"].default,  # shards of an older version are not continued
     }
     check_free_space(output, estimate)
@@ -179,7 +182,7 @@ def _plan(config: Config, cohort: Cohort, place: Cohort, reference: str, unit: s
             return earlier, None
     fingerprint = None
     if settings.spacing_mm is None or settings.size is None:
-        looks = [_Look(place, case, reference, settings.body_threshold_hu) for case in cohort.cases]
+        looks = [_Look(place, case, _reference(case, reference), settings.body_threshold_hu) for case in cohort.cases]
         found = list(_in_processes(_look, looks, config.workers, "fingerprint"))
         fingerprint = Fingerprint(
             schema=1,
@@ -216,22 +219,31 @@ def _nothing_left(excluded: list[Excluded]) -> DataError:
 # --- The cohort --------------------------------------------------------------------------------------------------
 
 
-def _modalities(cohort: Cohort, pair: tuple[str, str]) -> dict[str, str]:
-    """Return modality -> unit of those that every case has."""
+def _modalities(cohort: Cohort, pair: tuple[str, str], paired: bool) -> dict[str, str]:
+    """Return modality -> unit of those that every case has; for unpaired training, of those that any case has."""
     if not cohort.cases:
         raise DataError("The cohort has no case", remedy="Look at 'excluded' in its cohort.json")
     common = set.intersection(*(set(case.volumes) for case in cohort.cases))
-    for modality in sorted(set().union(*(case.volumes for case in cohort.cases)) - common):
+    units = {name: file.unit for case in cohort.cases for name, file in case.volumes.items()}
+    for modality in sorted(set(units) - common):
         lacking = [case.case_id for case in cohort.cases if modality not in case.volumes]
+        if not paired:
+            say(f"{len(lacking)} of {len(cohort.cases)} cases lack '{modality}'")
+            continue
         if modality in pair:
             raise DataError(
                 f"{len(lacking)} of {len(cohort.cases)} cases lack '{modality}': {', '.join(lacking[:10])}",
-                remedy="Leave them out with cohort.exclude, or complete them",
+                remedy="Leave them out with cohort.exclude, complete them, or set stream.pairing=unpaired",
             )
         say(f"'{modality}' is not stored: {len(lacking)} of {len(cohort.cases)} cases lack it")
-    if not common:
+    if paired and not common:
         raise DataError("The cases have no modality in common")
-    return {name: cohort.cases[0].volumes[name].unit for name in sorted(common)}
+    return {name: units[name] for name in sorted(common if paired else units)}
+
+
+def _reference(case: Case, reference: str) -> str:
+    """Return the modality that decides a case's grid: the cohort's reference, or another one of a case without it."""
+    return reference if reference in case.volumes else sorted(case.volumes)[0]
 
 
 def _groups(cohort: Cohort, patients: int) -> list[list[Case]]:
@@ -291,7 +303,8 @@ def _write(task: _Task) -> None:
     def films() -> Iterator[Film]:
         for case in cases:
             try:
-                film, about = prepare_film(cohort, case, plan, settings, modalities, reference)
+                own = [name for name in modalities if name in case.volumes]
+                film, about = prepare_film(cohort, case, plan, settings, own, _reference(case, reference))
             except CinevoxError as error:
                 skip = isinstance(error, TooShortError) and settings.short_cases == "skip"
                 excluded.append({"case_id": case.case_id, "reason": (_SKIPPED if skip else "") + str(error)})
