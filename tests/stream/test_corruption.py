@@ -164,13 +164,14 @@ def test_every_emptied_or_swapped_file_is_noticed_or_harmless(folders, kind, tmp
     read_everything(copy)
 
 
+@pytest.mark.parametrize("small", [["index.json"], ["index.json", "shard-00000.npy", "shard-00001.npy"]])
 @pytest.mark.parametrize("kind", ["tar", "zarr"])
-def test_an_index_with_the_shards_of_another_folder_is_refused(kind, tmp_path):
+def test_the_small_files_of_one_folder_with_the_large_ones_of_another_are_refused(kind, small, tmp_path):
+    others = [film(one.case_id, len(one.mask), seed=1) for one in FILMS]  # of the same names and sizes
     one = write_shards(tmp_path / "one", FILMS, store=kind, codec="none")
-    two = write_shards(
-        tmp_path / "two", [film(f.case_id, len(f.mask), seed=1) for f in FILMS], store=kind, codec="none"
-    )
-    shutil.copy(two / "index.json", one / "index.json")  # of the same sizes, with other voxels
+    two = write_shards(tmp_path / "two", others, store=kind, codec="none")
+    for name in small:
+        shutil.copy(two / name, one / name)
     with pytest.raises(ArtifactError):
         read_everything(one)
 
