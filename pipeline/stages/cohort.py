@@ -50,6 +50,7 @@ from pipeline.cohorts.phantom import case_name, check_settings, write_patient
 from pipeline.cohorts.split import SPLITS, assign_splits, deal_folds
 from pipeline.config import conf_folder
 from pipeline.errors import ConfigError, DataError, nearest
+from pipeline.locks import die_with_parent
 from pipeline.progress import say, track
 from pipeline.records import Case, Cohort, Excluded, Split, unique
 from pipeline.settings import CohortSettings, Config
@@ -167,7 +168,9 @@ def _parallel(function: Callable[[Job], Result], jobs: list[Job], workers: int, 
         yield from track(map(function, jobs), label, total=len(jobs))
         return
     # Forking a process that has threads (OpenCV, ITK) may hang.
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=die_with_parent
+    ) as pool:
         try:
             yield from track(pool.map(function, jobs), label, total=len(jobs))
         except BrokenProcessPool:

@@ -89,7 +89,7 @@ class SliceStore:
             raise ArtifactError(
                 f"No finished shards at '{folder}' (no {ShardIndex.FILE})", remedy="Run 'cinevox preprocess' first"
             )
-        self.folder = folder
+        self.folder = folder.absolute()  # found also after a change of the working directory
         self.index = ShardIndex.load(folder)
         self.cases: dict[str, ShardCase] = {case.case_id: case for case in self.index.cases}
         shared = {names: parts(names) for names in {case.modalities for case in self.index.cases}}
