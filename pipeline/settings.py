@@ -155,13 +155,16 @@ class ConvertSettings(Section):
 
 
 class AugmentSettings(Section):
-    """The same flip and small affine for source, target and mask; intensity for MR only."""
+    """The same flip and small affine for source, target and mask; intensity for MR; faults for a source in HU."""
 
     flip: Fraction
     rotate_degrees: NotNegative
     scale: Fraction
     shift_pixels: NotNegative
     intensity: Fraction
+    source_offset_hu: NotNegative  # largest; 0: off, also below
+    source_gain: Fraction  # largest change of attenuation
+    source_shading_hu: NotNegative  # largest peak of a smooth field
 
 
 class StreamSettings(Section):

@@ -1,4 +1,9 @@
-"""Augmentation keyed by the sample: the same flip and small affine for source, target and mask."""
+"""Augmentation keyed by the sample: the same flip and small affine for source, target and mask; faults of the source.
+
+A CBCT's HU are wrong by an offset, a gain and a smooth shading that depend on the body (scatter, beam hardening,
+truncation), and a few patients show only a few of these errors. Drawing more of them teaches a method to find the
+error of the scan at hand instead of remembering those of its training patients.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline.settings import AugmentSettings
 from pipeline.stream.sampler import random_for
+
+_AIR_HU = -1000.0  # a gain on attenuation leaves air where it is
+_SHADING_NODES = (4, 4)  # rows, columns of the random grid: waves as long as half a body and longer
 
 cv2.setNumThreads(0)  # the reader has threads of its own
 
@@ -35,6 +43,12 @@ class Augmentation:
         self.moves = bool(settings.rotate_degrees or settings.scale or settings.shift_pixels)
         self.gain = 1 + draw.uniform(-1, 1) * settings.intensity
         self.gamma = float(np.exp(draw.uniform(-1, 1) * settings.intensity))
+        # Below: drawn last, so that the draws above are those of a run without faults.
+        self.source_gain = 1 + draw.uniform(-1, 1) * settings.source_gain
+        self.offset_hu = draw.uniform(-1, 1) * settings.source_offset_hu
+        strongest = draw.uniform(0, 1) * settings.source_shading_hu
+        self.shading_hu = strongest * _shading(draw, size) if strongest else np.zeros(size, np.float32)
+        self.faults = bool(settings.source_gain or settings.source_offset_hu or settings.source_shading_hu)
 
     def move(self, frames: NDArray, *, nearest: bool = False, outside: float = -1.0) -> NDArray:
         """Flip and warp (frames, rows, columns) in place; returns it."""
@@ -63,3 +77,26 @@ class Augmentation:
             frame *= 2
             frame -= 1
         return frames
+
+    def distort(self, frames: NDArray, mask: NDArray, window: tuple[float, float]) -> NDArray:
+        """Put CBCT's faults onto normalised source frames in place, where ``mask`` is not 0; returns it.
+
+        ``HU' = gain * (HU + 1000) - 1000 + offset + shading``: the same field on every frame, as faults change little
+        over the few centimetres of a clip. ``window`` is the HU that became -1 and 1; results are clipped to it.
+        """
+        low, high = window
+        per_hu = 2 / (high - low)
+        gain = self.source_gain
+        field = per_hu * (self.offset_hu + self.shading_hu) + (gain - 1) * (1 + per_hu * (low - _AIR_HU))
+        inside = mask != 0
+        np.multiply(frames, np.float32(gain), out=frames, where=inside)
+        np.add(frames, field.astype(np.float32), out=frames, where=inside)
+        return np.clip(frames, -1, 1, out=frames)
+
+
+def _shading(draw: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return a smooth random field of the frame's size whose mean is 0 and whose largest value is 1 or -1."""
+    nodes = draw.standard_normal(_SHADING_NODES).astype(np.float32)
+    field = cv2.resize(nodes, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+    field -= field.mean()  # the offset has a setting of its own
+    return field / np.abs(field).max()

@@ -150,6 +150,8 @@ class ClipLoader:
                 draw.move(out)
                 if self.store.index.modalities[modality].unit != "HU" and self.settings.augment.intensity:
                     draw.intensify(out)
+                if modality == self.source and draw.faults and self.store.index.modalities[modality].unit == "HU":
+                    draw.distort(out, mask, window_for(modality, self.settings.window, {}))
         if self.settings.outside_mask == "lowest":
             for k, outside in enumerate((mask == 0).view(np.uint8)):
                 for out in frames.values():

@@ -222,6 +222,36 @@ def test_residual_unet_takes_any_size(size):
     assert ResidualUNet(channels_in=3, widths=[4, 8, 8])(torch.rand(2, 3, *size)).shape == (2, 1, *size)
 
 
+@pytest.mark.parametrize("first_stride", [1, 2])
+@pytest.mark.parametrize("norm", ["instance", "none"])
+def test_residual_unet_starts_at_zero_and_learns(first_stride, norm):
+    network = ResidualUNet(widths=[4, 8], first_stride=first_stride, norm=norm)
+    image = torch.rand(1, 1, 8, 8)
+    assert (network(image) == 0).all()
+    optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
+    for _ in range(2):
+        optimiser.zero_grad()
+        (network(image) - image).abs().mean().backward()
+        optimiser.step()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    assert not any(isinstance(m, torch.nn.InstanceNorm2d) for m in network.modules()) or norm == "instance"
+
+
+def test_residual_unet_without_norm_does_not_look_at_what_lies_far_away():
+    torch.manual_seed(0)
+    network = ResidualUNet(widths=[4, 8], first_stride=1, norm="none")
+    torch.nn.init.ones_(network.head[-1].weight)
+    image = torch.rand(1, 1, 64, 64)
+    other = image.clone()
+    other[..., 48:, :] += 1
+    assert torch.equal(network(image)[..., :16, :], network(other)[..., :16, :])
+
+
+def test_residual_unet_refuses_an_unknown_norm():
+    with pytest.raises(ConfigError, match="Did you mean 'instance'"):
+        ResidualUNet(norm="instanze")
+
+
 def test_efficientnet_stages_are_frozen_and_travel_in_no_checkpoint():
     network = EfficientNetLite0Features()
     stages = network(torch.rand(1, 3, 64, 48))

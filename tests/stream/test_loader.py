@@ -19,7 +19,8 @@ from pipeline.stream.store import SliceStore
 
 FILMS = [film(name, slices) for name, slices in (("a", 9), ("b", 6), ("c", 11))]
 BY_NAME = {one.case_id: one for one in FILMS}
-STILL = {"flip": 0.0, "rotate_degrees": 0.0, "scale": 0.0, "shift_pixels": 0.0, "intensity": 0.0}
+MOVES = ("flip", "rotate_degrees", "scale", "shift_pixels", "intensity")
+STILL = dict.fromkeys([*MOVES, "source_offset_hu", "source_gain", "source_shading_hu"], 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,26 @@ def test_the_intensity_of_ct_is_never_changed_that_of_mr_is(tmp_path, units):
     for one, other in zip(changed, plain, strict=True):
         assert torch.equal(one["source"], other["source"])
         assert torch.equal(one["target"], other["target"]) == (not units)
+
+
+@pytest.mark.parametrize("outside", ["lowest", "keep"])
+def test_faults_change_a_source_in_hu_inside_the_mask_and_nothing_else(store, outside):
+    faults = {"source_offset_hu": 50.0, "source_gain": 0.02, "source_shading_hu": 30.0}
+    changed = everything(loader(store, stream(augment={**STILL, **faults}, outside_mask=outside)))
+    plain = everything(loader(store, stream(outside_mask=outside)))
+    for one, other in zip(changed, plain, strict=True):
+        assert torch.equal(one["target"], other["target"])
+        outside_body = other["mask"] == 0
+        assert torch.equal(one["source"][outside_body], other["source"][outside_body])
+        assert not torch.equal(one["source"], other["source"])
+
+
+def test_faults_are_not_put_on_an_mr_source(tmp_path):
+    with SliceStore(write_shards(tmp_path, FILMS[:1], units={"cbct": "a.u."})) as mixed:
+        window = {"ct": (-1024, 2048)}
+        changed = everything(loader(mixed, stream(window=window, augment={**STILL, "source_offset_hu": 50.0})))
+        plain = everything(loader(mixed, stream(window=window)))
+    assert all(same(one, other) for one, other in zip(changed, plain, strict=True))
 
 
 def test_mr_is_scaled_and_normalised_by_its_own_percentiles(tmp_path):
