@@ -11,6 +11,7 @@ OPTIONS = sorted(
     f"{path.parent.name}={path.stem}" for path in conf_folder().glob("*/*.yaml") if not path.stem.startswith("_")
 )
 MODELS = sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml"))
+SMALL = sorted(path.stem for path in (conf_folder() / "experiment").glob("small_*.yaml"))
 
 
 def test_the_folders_and_files_are_the_ones_we_think_they_are():
@@ -53,6 +54,20 @@ def test_every_model_is_built_at_full_size(model):
 def test_every_experiment_builds_its_model(experiment):
     with torch.device("meta"):
         assert sum(p.numel() for p in build(compose([experiment]).model.module).parameters()) > 0
+
+
+@pytest.mark.parametrize("data", ["cbct_ct", "phantom_ct"])
+@pytest.mark.parametrize("method", SMALL)
+def test_every_small_method_fits_every_data_set_and_changes_none_of_it(data, method):
+    config, alone = compose([f"experiment=[{data},{method}]"]), compose([f"experiment={data}"])
+    with torch.device("meta"):
+        build(config.model.module).check_stream(config.stream.clip_length, config.stream.clip_limit)
+    same = ("cohort", "simulate", "preprocess", "stream", "trainer")
+    assert all(getattr(config, section) == getattr(alone, section) for section in same)
+
+
+def test_the_small_methods_have_labels_of_their_own():
+    assert len({compose([f"experiment={method}"]).label for method in SMALL}) == len(SMALL)
 
 
 def test_the_published_size_of_vid2vid():
