@@ -50,11 +50,11 @@ class ResidualUNet(nn.Module):
             channels=widths,
             strides=[first_stride, *[2] * (len(widths) - 2)],
             num_res_units=residual_units,
-            norm=None if norm == "none" else norm,
+            norm="" if norm == "none" else norm,
         )
         last = nn.Conv2d(widths[0], channels_out, 3, padding=1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         self.head = nn.Sequential(nn.PReLU(), last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -97,6 +97,6 @@ class Augmentation:
 def _shading(draw: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float32]:
     """Return a smooth random field of the frame's size whose mean is 0 and whose largest value is 1 or -1."""
     nodes = draw.standard_normal(_SHADING_NODES).astype(np.float32)
-    field = cv2.resize(nodes, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
-    field -= field.mean()  # the offset has a setting of its own
-    return field / np.abs(field).max()
+    waves: NDArray[np.float32] = np.asarray(cv2.resize(nodes, (size[1], size[0]), interpolation=cv2.INTER_CUBIC))
+    field = waves - waves.mean()  # the offset has a setting of its own
+    return np.asarray(field / np.abs(field).max(), np.float32)
