@@ -250,6 +250,28 @@ def test_finger_scrubs_sideways_on_a_phone(page):
     page.wait("document.querySelector('.film').dataset.slice === '0'")
 
 
+def test_print_shows_still_slices_instead(page):
+    assert page.evaluate("document.querySelector('.stills').open") is False
+    page.evaluate("addEventListener('beforeprint', () => { window.open_ = document.querySelector('.stills').open; })")
+    page.call("Page.printToPDF")
+    assert page.evaluate("window.open_") is True
+    assert page.evaluate("document.querySelector('.stills').open") is False
+    page.call("Emulation.setEmulatedMedia", media="print")
+    assert page.evaluate("getComputedStyle(document.querySelector('.film')).display") == "none"
+    page.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_film_that_cannot_be_unpacked_says_so_and_opens_the_stills(browser, case, tmp_path):
+    html = film_page(film_gallery(case, tmp_path), case)
+    start = html.index('class="film-track">') + len('class="film-track">')
+    (tmp_path / "broken.html").write_text(html[:start] + "!" + html[start:], encoding="utf-8")
+    browser.complaints.clear()
+    browser.open((tmp_path / "broken.html").as_uri())
+    browser.wait("document.querySelector('[data-is=message]')?.textContent.includes('cannot unpack')")
+    assert browser.evaluate("document.querySelector('.stills').open") is True
+    assert browser.complaints == []
+
+
 def test_source_in_another_unit_has_no_difference(browser, case, tmp_path):
     mr = np.linspace(0, 900, case.target.size, dtype=np.float32).reshape(SHAPE)
     other = picture(case.region, target=case.target, volumes={"a": case.volumes["source"]}, other_source=mr)

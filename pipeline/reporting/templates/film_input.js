@@ -130,3 +130,11 @@ const watcher = new IntersectionObserver(
   { rootMargin: "800px" },
 );
 for (const root of document.querySelectorAll(".film")) watcher.observe(root);
+
+// Where a film plays the still slices are one click away; without this script, and in print, they are open.
+const openStills = (open) => {
+  for (const node of document.querySelectorAll(".stills")) node.open = open;
+};
+openStills(false);
+addEventListener("beforeprint", () => openStills(true));
+addEventListener("afterprint", () => openStills(false));

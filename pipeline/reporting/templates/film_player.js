@@ -102,6 +102,7 @@ class Player {
   }
 
   fail(error) {
+    this.root.parentElement.querySelector(".stills").open = true;
     this.parts.message.textContent = `This browser cannot unpack the film (${error.message}); the still slices show the case.`;
   }
 
