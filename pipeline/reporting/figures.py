@@ -57,13 +57,14 @@ def panels(
     )  # fmt: skip
     level, spread = window
     grey = Normalize(level - spread / 2, level + spread / 2)
+    own_grey = grey if case.other_source is None else Normalize(*case.source_scale)
     signed = Normalize(-difference, difference)
     for place, view in enumerate(planes):
         row = place * (2 if full else 1)
         for column, name in enumerate(names):
             axes = figure.add_subplot(grid[row, column])
             own = name == SOURCE and case.other_source is not None
-            _image(axes, view, view.cut(arrays[name]), "gray", _own_scale(arrays[name]) if own else grey)
+            _image(axes, view, view.cut(arrays[name]), "gray", own_grey if own else grey)
             if place == 0:
                 axes.set_title(label(name), color=ROOM.ink, fontsize=10, pad=4, parse_math=False)
             if column == 0:
@@ -87,12 +88,6 @@ def panels(
         title = f"difference to the target [{case.unit}]"
         _bar(figure, (0.56, 0.36), height, DIFFERENCE_COLOURS, signed, title)
     return figure
-
-
-def _own_scale(array: NDArray) -> Normalize:
-    known = array[np.isfinite(array)]
-    low, high = np.percentile(known, [1, 99]) if known.size else (0.0, 1.0)
-    return Normalize(low, high if high > low else low + 1)
 
 
 def _image(axes: Axes, view: View, pixels: NDArray, colours: str | Colormap, scale: Normalize) -> None:

@@ -110,7 +110,7 @@ class Film:
         text = f"{which}, {slice_mm:.3g} mm apart; pixels of {row_mm:.3g} × {column_mm:.3g} mm"
         if self.cut.block > 1:
             text += f" (means of {self.cut.block} × {self.cut.block})"
-        return f"{text}; values in steps of {step:.3g} {self.unit}, clipped to {low:g} … {high:g} {self.unit}"
+        return f"{text}; values from {low:g} to {high:g} {self.unit} in steps of {step:.3g} {self.unit}"
 
 
 def make_film(case: PictureCase, limits: tuple[float, float], budget: int) -> Film:
@@ -178,9 +178,10 @@ def _tracks(
     tracks = []
     if case.other_source is not None:
         known = case.other_source[np.isfinite(case.other_source)]
-        low, first, last, high = np.percentile(known, (0, 1, 99, 100)).tolist() if known.size else (0, 0, 0, 0)
+        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
         high = high if high > low else low + 1.0
-        window = ((first + last) / 2, (last - first) or 1.0)
+        first, last = case.source_scale
+        window = ((first + last) / 2, last - first)
         tracks.append(track(SOURCE, SOURCE, case.other_source, low, high, "", window=window))
     for name, array in case.volumes.items():
         tracks.append(track(name, SOURCE if name == SOURCE else "method", array, *limits, case.unit))

@@ -127,7 +127,7 @@ class Gallery:
             "difference_end": self.difference,
             "colours": DIFFERENCE_STOPS,
         }
-        caption = f"The film holds {film.describe()}. Its differences are taken between these values."
+        caption = f"The film holds {film.describe()}, and takes differences between these."
         return FilmPane(header, [part.data for part in film.tracks], caption)
 
     def _case(self, case: PictureCase, rank: str, film: FilmPane | None) -> CasePage:

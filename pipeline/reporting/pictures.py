@@ -41,6 +41,15 @@ class PictureCase:
         """Slice, row and column spacing."""
         return Grid(self.target.shape, self.affine).spacing_mm
 
+    @property
+    def source_scale(self) -> tuple[float, float]:
+        """Ends of the grey scale of a source in another unit: 1st and 99th percentile inside the region."""
+        assert self.other_source is not None
+        known = self.other_source[self.region]
+        known = known[np.isfinite(known)]
+        low, high = np.percentile(known, (1, 99)).tolist() if known.size else (0.0, 1.0)
+        return low, high if high > low else low + 1.0
+
     def error(self, name: str) -> NDArray[np.float32]:
         """Return ``volume - target`` in the case's unit; NaN where the target has no voxels."""
         return self.volumes[name] - self.target

@@ -3,11 +3,13 @@
     cinevox report input=SCORES [input=ANOTHER ...] output=REPORT
 
 Reads scores.json and, for the pictures, the volumes that were scored (without them the page has tables only). Several
-inputs must have been scored with the same profile. The page is one file that opens offline: it holds its images, runs
-no script and makes no request.
+inputs must have been scored with the same profile. The page is one file that opens offline: it holds its images and,
+per case, a film to scrub through source, predictions, target and difference. Its only script is the film player; it
+makes no request.
 
 Main options: report.title, report.cases (how many cases are drawn), report.panels (axial slices per case),
-report.windows (name: level, width), report.difference (end of the difference scale), --dry-run.
+report.windows (name: level, width), report.difference (end of the difference scale), report.film_megabytes (what the
+films of all cases may take; 0: none), --dry-run.
 """
 
 from __future__ import annotations

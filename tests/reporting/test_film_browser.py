@@ -202,6 +202,7 @@ def test_readout_names_values_and_place(page, case):
 def test_flip_and_lead_change_what_is_compared(page):
     page.key("ArrowUp", SHIFT)
     assert texts(page, ".film-value")[-1] == "−10 HU"
+    assert text(page, "spoken").endswith("− target −10 HU")
     page.key("f")
     assert texts(page, ".film-value")[-1] == "+50 HU"
     assert texts(page, ".film-title")[1].startswith("source, in place of </script>")

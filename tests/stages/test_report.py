@@ -90,7 +90,9 @@ def test_film_header_is_data_and_keeps_to_its_bytes(page):
     names = [track["name"] for track in film["tracks"]]
     assert names == ["source", "first $x^2$", HOSTILE, "target", "mask"]
     assert film["windows"][0] == ["soft tissue", 40, 400] and film["unit"] == "HU"
-    assert "every slice, 4 mm apart; pixels of 6 × 6 mm; values in steps of 1 HU" in page.read_text()
+    assert (
+        "every slice, 4 mm apart; pixels of 6 × 6 mm; values from -1024 to 3071 HU in steps of 1 HU" in page.read_text()
+    )
 
 
 def test_hostile_label_is_text(page):

@@ -23,6 +23,7 @@ class Player {
     this.flip = ""; // 'source' or 'target': what stands in the lead's place
     this.outline = true;
     this.cursor = null; // [row, column]
+    this.speak = false;
     this.playing = false;
     this.forwards = true;
     this.buildPanes();
@@ -139,6 +140,7 @@ class Player {
   moveCursor(down, right) {
     const { rows, columns } = this.film;
     const [row, column] = this.cursor ?? [rows >> 1, columns >> 1];
+    this.speak = true; // whoever moves the cross by keys may not see the values
     this.set({ cursor: [clamp(row + down, 0, rows - 1), clamp(column + right, 0, columns - 1)] });
   }
 
@@ -243,8 +245,8 @@ class Player {
 
   // --- words ---
 
-  format(value, more = 0) {
-    const digits = Math.max(0, Math.ceil(-Math.log10(this.film.target.step))) + more;
+  format(value, more = 0, step = this.film.target.step) {
+    const digits = Math.max(0, Math.ceil(-Math.log10(step))) + more;
     return value.toFixed(digits).replace(/^-(?=0*\.?0*$)/, "").replace("-", "−");
   }
 
@@ -261,6 +263,11 @@ class Player {
     const position = this.cursor ? `Cross at ${place.join(" · ")} mm` : `${place[2]} mm · point at a pixel for its values`;
     parts.position.textContent = position;
     for (const pane of this.panes) this.describePane(pane, words);
+    if (this.speak) {
+      const values = this.panes.map((pane) => `${pane.title.textContent} ${pane.value.textContent}`);
+      parts.spoken.textContent = `${position}: ${values.join(", ")}`;
+      this.speak = false;
+    }
     const press = (button, on) => button.setAttribute("aria-pressed", String(on));
     for (const { button, level, width } of this.presets) {
       press(button, level === this.window.level && width === this.window.width);
@@ -292,6 +299,6 @@ class Player {
     const value = track ? film.value(track, ...spot) : film.difference(this.compared, ...spot);
     const plus = !track && value > 0 ? "+" : "";
     const unit = track ? track.unit : film.unit;
-    pane.value.textContent = value === null ? "–" : `${plus}${this.format(value)} ${unit}`.trim();
+    pane.value.textContent = value === null ? "–" : `${plus}${this.format(value, 0, track?.step)} ${unit}`.trim();
   }
 }
