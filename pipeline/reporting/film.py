@@ -116,7 +116,7 @@ class Film:
 def make_film(case: PictureCase, limits: tuple[float, float], budget: int) -> Film:
     """Cut a case into the finest film that takes at most ``budget`` bytes of the page.
 
-    Values are first rounded to 2 and 4 HU; then pixels or slices are thinned, whichever are closer together.
+    As many voxels as fit when values are rounded to 4 HU; what is left of the budget goes into a finer step.
 
     Args:
         case: The volumes.
@@ -130,22 +130,26 @@ def make_film(case: PictureCase, limits: tuple[float, float], budget: int) -> Fi
     frame = bounding_box(case.frame)
     if frame is not None:
         box = (frame[0], box[1], box[2])
-    size = tuple(part.stop - part.start for part in box)
-    for cut in _cuts(case.spacing_mm, max(size)):
-        kept = np.arange(box[0].start, box[0].stop, cut.stride)
+    size = (box[0].stop - box[0].start, box[1].stop - box[1].start, box[2].stop - box[2].start)
+    for block, stride in _thinnings(case.spacing_mm, size):
+        kept = np.arange(box[0].start, box[0].stop, stride)
         probes = kept[np.unique(np.linspace(0, len(kept) - 1, min(len(kept), _PROBES)).round().astype(int))]
-        probed = sum(len(track.data) for track in _tracks(case, limits, cut, probes, box))
-        if probed * len(kept) > budget * len(probes):
-            continue
-        tracks = _tracks(case, limits, cut, kept, box)
-        if sum(len(track.data) for track in tracks) > budget:
-            continue
-        corner = [box[0].start] + [part.start + (cut.block - 1) / 2 for part in box[1:]]
-        affine = case.affine.copy()
-        affine[:3, 3] = case.affine[:3, :3] @ corner + case.affine[:3, 3]
-        affine[:3, :3] *= (cut.stride, cut.block, cut.block)
-        shape = (len(kept), math.ceil(size[1] / cut.block), math.ceil(size[2] / cut.block))
-        return Film(shape, affine, box[0].start, case.target.shape[0], cut, case.unit, limits, tracks)
+        fits = []
+        for step in reversed(_STEPS):  # coarse ones decide whether finer ones can fit
+            probed = _tracks(case, limits, Cut(block, stride, step), probes, box)
+            if sum(len(track.data) for track in probed) * len(kept) > budget * len(probes):
+                break
+            fits.append(Cut(block, stride, step))
+        for cut in reversed(fits):
+            tracks = _tracks(case, limits, cut, kept, box)
+            if sum(len(track.data) for track in tracks) > budget:
+                continue
+            corner = [box[0].start] + [part.start + (block - 1) / 2 for part in box[1:]]
+            affine = case.affine.copy()
+            affine[:3, 3] = case.affine[:3, :3] @ corner + case.affine[:3, 3]
+            affine[:3, :3] *= (stride, block, block)
+            shape = (len(kept), math.ceil(size[1] / block), math.ceil(size[2] / block))
+            return Film(shape, affine, box[0].start, case.target.shape[0], cut, case.unit, limits, tracks)
     raise DataError(
         f"No film of case '{case.case}' fits",
         value=f"{budget} bytes",
@@ -153,16 +157,22 @@ def make_film(case: PictureCase, limits: tuple[float, float], budget: int) -> Fi
     )
 
 
-def _cuts(spacing_mm: tuple[float, float, float], largest: int) -> Iterator[Cut]:
-    for step in _STEPS:
-        yield Cut(1, 1, step)
-    block = stride = 1
-    while max(block, stride) < largest:
-        if min(spacing_mm[1:]) * block <= spacing_mm[0] * stride:
-            block += 1
-        else:
-            stride += 1
-        yield Cut(block, stride, _STEPS[-1])
+def _thinnings(spacing_mm: tuple[float, float, float], size: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
+    """Return (block, stride), the most voxels first, whose voxels are not longer than twice their width, or wider."""
+    slice_mm, pixel_mm = spacing_mm[0], min(spacing_mm[1:])
+
+    def stretch(pair: tuple[int, int]) -> float:
+        ratio = slice_mm * pair[1] / (pixel_mm * pair[0])
+        return max(ratio, 1 / ratio)
+
+    allowed = max(2.0, stretch((1, 1)))
+    pairs = [(b, s) for b in range(1, max(size[1:]) + 1) for s in range(1, size[0] + 1)]
+    last = 0.0
+    for pair in sorted((p for p in pairs if stretch(p) <= allowed), key=lambda p: (p[0] ** 2 * p[1], stretch(p))):
+        thinned = pair[0] ** 2 * pair[1]
+        if thinned > 1.15 * last:  # too small a difference is not worth a trial
+            last = thinned
+            yield pair
 
 
 def _tracks(

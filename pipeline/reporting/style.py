@@ -110,7 +110,7 @@ def save_png(image: Image.Image, path: Path) -> None:
         image.save(partial, format="PNG", compress_level=3)
 
 
-def photo_bytes(image: Image.Image, quality: int = 84) -> tuple[str, bytes]:
+def photo_bytes(image: Image.Image, quality: int = 72) -> tuple[str, bytes]:
     """Return media type and bytes for a picture of anatomy: JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=quality, optimize=True, progressive=True, subsampling=0)
