@@ -219,12 +219,9 @@ def continuity(case: PictureCase, methods: list[str], theme: Theme) -> Figure:
     dress(axes, theme, "distance from the lowest slice [mm]", f"MAE of the slice [{case.unit}]", "Along the axis")
     z = np.arange(case.target.shape[0]) * case.spacing_mm[0]
     for name in case.volumes:
-        errors = np.abs(case.error(name))
-        known = case.region & np.isfinite(errors)
-        counts = known.sum(axis=(1, 2))
-        sums = np.where(known, errors, 0).sum(axis=(1, 2), dtype=np.float64)
-        values = np.divide(sums, counts, out=np.full(len(z), np.nan), where=counts > 0)
-        axes.plot(z, values, marker=".", markersize=3, label=label(name), **line_style(name, methods, theme))
+        axes.plot(
+            z, case.slice_errors(name), marker=".", markersize=3, label=label(name), **line_style(name, methods, theme)
+        )
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
     legend(axes, theme, loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.08))

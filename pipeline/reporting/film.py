@@ -23,7 +23,7 @@ from pipeline.errors import DataError
 from pipeline.imaging.film import bounding_box
 from pipeline.reporting.pictures import SOURCE, TARGET, PictureCase, crop
 
-REGION = "region"
+METHOD, REGION = "method", "region"
 _LEVELS = 4096  # of a unit without natural steps; CT's 12 bits
 _STEPS = (1, 2, 4)
 _PROBES = 6  # slices that an estimate of the size looks at
@@ -60,7 +60,8 @@ class Track:
 class Film:
     """What a player needs: ``shape`` and ``affine`` (index to mm, RAS+) are those of the thinned film in film order.
 
-    ``first`` is the index of its first slice among the volume's ``total`` slices.
+    ``first`` is the index of its first slice among the volume's ``total`` slices; ``errors`` holds for each volume and
+    slice the mean absolute difference to the target inside the region, measured before thinning.
     """
 
     shape: tuple[int, int, int]
@@ -71,6 +72,7 @@ class Film:
     unit: str
     limits: tuple[float, float]
     tracks: list[Track]
+    errors: dict[str, list[float | None]]
 
     @property
     def bytes(self) -> int:
@@ -98,7 +100,11 @@ class Film:
             "stride": self.cut.stride,
             "total": self.total,
             "unit": self.unit,
-            "tracks": [{name: getattr(track, name) for name in fields} for track in self.tracks],
+            "tracks": [
+                {name: getattr(track, name) for name in fields}
+                | {"errors": self.errors.get(track.name) if track.kind in (SOURCE, METHOD) else None}
+                for track in self.tracks
+            ],
         }
 
     def describe(self) -> str:
@@ -149,12 +155,18 @@ def make_film(case: PictureCase, limits: tuple[float, float], budget: int) -> Fi
             affine[:3, 3] = case.affine[:3, :3] @ corner + case.affine[:3, 3]
             affine[:3, :3] *= (stride, block, block)
             shape = (len(kept), math.ceil(size[1] / block), math.ceil(size[2] / block))
-            return Film(shape, affine, box[0].start, case.target.shape[0], cut, case.unit, limits, tracks)
+            errors = {name: _numbers(case.slice_errors(name)[kept]) for name in case.volumes}
+            return Film(shape, affine, box[0].start, case.target.shape[0], cut, case.unit, limits, tracks, errors)
     raise DataError(
         f"No film of case '{case.case}' fits",
         value=f"{budget} bytes",
         remedy="Raise report.film_megabytes, or set it to 0 for a page without films",
     )
+
+
+def _numbers(values: NDArray[np.float64]) -> list[float | None]:
+    """Return values with four digits; JSON has no NaN."""
+    return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values]
 
 
 def _thinnings(spacing_mm: tuple[float, float, float], size: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
@@ -194,7 +206,7 @@ def _tracks(
         window = ((first + last) / 2, last - first)
         tracks.append(track(SOURCE, SOURCE, case.other_source, low, high, "", window=window))
     for name, array in case.volumes.items():
-        tracks.append(track(name, SOURCE if name == SOURCE else "method", array, *limits, case.unit))
+        tracks.append(track(name, SOURCE if name == SOURCE else METHOD, array, *limits, case.unit))
     tracks.append(track(TARGET, TARGET, case.target, *limits, case.unit))
     inside = _average(case.region[kept][:, box[1], box[2]].astype(np.float32), cut.block) >= 0.5
     tracks.append(Track(case.region_name, REGION, 0.0, 1.0, 1, "", pack(inside.astype(np.uint16))))

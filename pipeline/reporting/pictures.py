@@ -54,6 +54,14 @@ class PictureCase:
         """Return ``volume - target`` in the case's unit; NaN where the target has no voxels."""
         return self.volumes[name] - self.target
 
+    def slice_errors(self, name: str) -> NDArray[np.float64]:
+        """Return the mean absolute difference of each slice inside the region; NaN where there is none."""
+        errors = np.abs(self.error(name))
+        known = self.region & np.isfinite(errors)
+        counts = known.sum(axis=(1, 2))
+        sums = np.where(known, errors, 0).sum(axis=(1, 2), dtype=np.float64)
+        return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+
     def errors_inside(self, name: str) -> NDArray[np.float32]:
         """Return the differences of the region's voxels as one vector."""
         values = self.error(name)[self.region]

@@ -74,6 +74,9 @@ def test_tight_budget_first_rounds_then_thins_and_says_so():
     assert thin.bytes <= roomy.bytes // 6
     assert thin.cut.block > 1 and f"means of {thin.cut.block} × {thin.cut.block}" in thin.describe()
     assert thin.spacing_mm == pytest.approx((3.0 * thin.cut.stride, thin.cut.block, 2.0 * thin.cut.block))
+    # The error of a slice is the scored one, whatever was thinned.
+    mae = np.abs(case.error("source"))[2][case.region[2]].mean()
+    assert thin.header()["tracks"][0]["errors"][0] == roomy.errors["source"][0] == pytest.approx(mae, rel=1e-3)
     with pytest.raises(DataError, match="film_megabytes"):
         make_film(case, LIMITS, 10)
 

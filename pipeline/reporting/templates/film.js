@@ -38,32 +38,16 @@ class Film {
     this.images = [...(this.source ? [this.source] : []), ...this.methods, this.target];
   }
 
-  /** Unpack all tracks, whose texts come in their order, and measure the error of every slice. */
+  /** Unpack all tracks, whose texts come in their order. */
   async load(texts) {
     for (const [place, track] of this.tracks.entries()) {
       track.codes = await decode(texts[place], this.rows, this.columns);
     }
-    for (const track of this.images) if (this.comparable(track)) track.errors = this.sliceErrors(track);
   }
 
   /** Whether a track shares the target's unit, so that a difference means something. */
   comparable(track) {
     return track !== this.target && !track.window;
-  }
-
-  /** Mean absolute difference to the target per slice inside the region; null where there is none. */
-  sliceErrors(track) {
-    const [from, to, inside] = [track.codes, this.target.codes, this.region.codes];
-    return Array.from({ length: this.slices }, (_, slice) => {
-      let sum = 0;
-      let count = 0;
-      for (let i = slice * this.size; i < (slice + 1) * this.size; i++) {
-        if (!inside[i] || !from[i] || !to[i]) continue;
-        sum += Math.abs(from[i] - to[i]);
-        count++;
-      }
-      return count ? (sum / count) * this.target.step : null;
-    });
   }
 
   /** The value of one voxel in the track's unit, or null. */

@@ -221,7 +221,7 @@ class Player {
     words(parts["difference-text"], `−${end}`, `difference to the target [${film.unit}]`, `+${end}`);
   }
 
-  /** Draw the error of each slice as a mountain along the slider, the current slice as a line. */
+  /** Draw the error of each slice, measured before thinning, as a mountain; the current slice as a line. */
   drawErrors() {
     const { film, index } = this;
     const canvas = this.parts.errors;
