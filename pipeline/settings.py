@@ -217,6 +217,7 @@ class TrainerSettings(Section):
     budget: BudgetSettings
     accelerator: Literal["auto", "cpu", "gpu"]
     precision: Literal["auto", "fp32", "bf16-mixed"]
+    compile: bool  # torch.compile
     threads: Annotated[int, Field(ge=0)]  # of torch; 0: its own choice
     validations: Count  # over the budget
     validation_segments: Count  # stretches of neighbouring slices, evenly over the validation films
@@ -264,7 +265,8 @@ class TranslateSettings(Section):
     weights: Literal["ema", "raw"]
     label: str  # shown in tables; empty: the run's label
     outside: float  # value outside the film and outside the mask, in the target's unit
-    precision: Literal["auto", "fp32", "bf16-mixed"]
+    precision: Literal["auto", "fp32", "bf16-mixed", "bf16"]  # bf16: weights too, except the heads'
+    compile: bool  # torch.compile
 
 
 class EvaluateSettings(Section):

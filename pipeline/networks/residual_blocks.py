@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ConfigError, nearest
+from pipeline.networks.cpu_layers import InstanceNorm2d, channels_last
 
 NORMS = ("instance", "instance_affine", "batch")
 
@@ -22,13 +23,22 @@ def make_norm(kind: str, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind in NORMS:
-        return nn.InstanceNorm2d(channels, affine=kind == "instance_affine")
+        return InstanceNorm2d(channels, affine=kind == "instance_affine")
     raise ConfigError("Unknown norm", value=kind, allowed=", ".join(NORMS), remedy=nearest(kind, NORMS))
 
 
-def stem(channels_in: int, width: int, norm: str) -> nn.Sequential:
+class Stem(nn.Sequential):
+    """The first layers of a network, which decide the memory format of all that follow."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map (batch, channels_in, height, width) to (batch, width, height, width)."""
+        features: torch.Tensor = super().forward(channels_last(input))
+        return features
+
+
+def stem(channels_in: int, width: int, norm: str) -> Stem:
     """Convolution 7x7 at full resolution, norm, ReLU."""
-    return nn.Sequential(
+    return Stem(
         nn.Conv2d(channels_in, width, 7, padding=3, padding_mode="reflect"), make_norm(norm, width), nn.ReLU(True)
     )
 

@@ -7,6 +7,7 @@ from monai.networks.nets import UNet
 from torch import nn
 
 from pipeline.errors import ConfigError, nearest
+from pipeline.networks.cpu_layers import PReLU, channels_last, with_cpu_layers
 from pipeline.networks.padding import pad_to_multiple
 
 NORMS = ("instance", "none")
@@ -16,6 +17,8 @@ class ResidualUNet(nn.Module):
     """A 2D residual U-Net with a convolution head in float32 that starts at zero.
 
     A head of random weights would begin hundreds of HU away from a source that is added to it.
+
+    ``body`` has the names, shapes and results of MONAI's ``UNet``; only its norms and activations are ours.
 
     Args:
         channels_in: Input channels, e.g. 2k + 1 neighbouring slices.
@@ -43,7 +46,7 @@ class ResidualUNet(nn.Module):
             raise ConfigError("The U-Net needs two levels", value=widths, allowed="two or more positive widths")
         self.channels_in, self.channels_out = channels_in, channels_out
         self.multiple = first_stride * 2 ** (len(widths) - 2)
-        self.body = UNet(
+        body = UNet(
             spatial_dims=2,
             in_channels=channels_in,
             out_channels=widths[0],
@@ -52,15 +55,16 @@ class ResidualUNet(nn.Module):
             num_res_units=residual_units,
             norm="" if norm == "none" else norm,
         )
+        self.body = with_cpu_layers(body)
         last = nn.Conv2d(widths[0], channels_out, 3, padding=1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
-        self.head = nn.Sequential(nn.PReLU(), last)
+        self.head = nn.Sequential(PReLU(), last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map (batch, channels_in, height, width) to (batch, channels_out, height, width), float32, any size."""
         height, width = images.shape[-2:]
         # Instance norm refuses a single pixel, so the deepest level keeps at least two by two.
-        features = self.body(pad_to_multiple(images, self.multiple, 2 * self.multiple))
+        features = self.body(channels_last(pad_to_multiple(images, self.multiple, 2 * self.multiple)))
         with torch.autocast(device_type=images.device.type, enabled=False):
             return self.head(features.float())[..., :height, :width]

@@ -7,6 +7,7 @@ Main options
   model=vid2vid|vid2vid_slice|regression|identity     or experiment=NAME, which sets any group
   trainer.budget.minutes=N  trainer.budget.steps=N    learning rate and clip length follow the share used
   trainer.precision=auto|fp32|bf16-mixed              auto: bf16 where the hardware has it
+  trainer.compile=true                                torch.compile: a slow first step, faster ones after it
   stream.clip_length  stream.clip_growth              frames of a clip, and how often it doubles
   fold=K                                              cross-validation: leave fold K for the test, the next to validate
   tracking=offline|none
@@ -29,6 +30,7 @@ import torch
 from pipeline.artifacts import atomic_path, check_free_space, claim_output, write_json
 from pipeline.config import build, public
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.networks.cpu_layers import lay_out
 from pipeline.progress import duration, say, share_bar
 from pipeline.settings import Config
 from pipeline.stream.datamodule import ClipDataModule, as_planned, clip_length_at
@@ -37,6 +39,7 @@ from pipeline.tracking.identity import run_id
 from pipeline.tracking.table import TableLogger
 from pipeline.training.budget import Budget
 from pipeline.training.checkpoint import FOLDER, LAST, Checkpoints, describe, load_checkpoint
+from pipeline.training.compilation import check_compiler, compile_networks
 from pipeline.training.epoch_line import EpochLine
 from pipeline.training.precision import device_for, has_native_bf16, resolve_precision
 from pipeline.training.validation import Validation
@@ -69,6 +72,8 @@ def run(config: Config) -> None:
         pl.seed_everything(config.seed, verbose=False)
         method = build(config.model.module, config.trainer.allow_packages)
         method.check_pairing(config.stream.pairing)
+        if config.trainer.compile:
+            check_compiler(device_for(config.trainer.accelerator))
         longest = max(clip_length_at(config.stream, share) for share in (0.0, 1.0))
         method.check_stream(config.stream.clip_length, longest)
         size = sum(p.numel() for p in method.parameters())
@@ -125,6 +130,9 @@ def _fit(
         with atomic_path(run / FOLDER / LAST) as partial:
             torch.save({"cinevox": record, "state_dict": method.state_dict()}, partial)
         return
+    lay_out(method, device)
+    if settings.compile:
+        compile_networks(method)
     budget = Budget(settings.budget, settings.nan_limit, show)
     checkpoints = Checkpoints(run, record, budget, every=settings.checkpoint_steps, keep_every=settings.keep_every)
     validation = Validation(store, config, run, budget, checkpoints)

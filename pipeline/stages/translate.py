@@ -7,7 +7,9 @@ Reads   checkpoint=RUN    a run folder (its last checkpoint) or a .ckpt file
 Writes  output=DIR        CASE.nii.gz on exactly the source's grid and orientation, and translation.json
 
 Main options
-  translate.split=test  translate.weights=ema|raw  translate.outside=-1000  translate.precision=auto|fp32|bf16-mixed
+  translate.split=test  translate.weights=ema|raw  translate.outside=-1000
+  translate.precision=auto|fp32|bf16-mixed|bf16       bf16: weights too, except the heads'
+  translate.compile=true                              torch.compile: a slow first volume, faster ones after it
 
 A run of a cross-validation (fold=K) translates the patients of its own fold as the split 'test'.
 How an input is prepared, and how the result is turned back, stands in the checkpoint; an input that does not fit
@@ -37,12 +39,14 @@ from pipeline.imaging.mask import body_mask, foreground_mask
 from pipeline.imaging.normalise import normalise, restore, window_for
 from pipeline.imaging.resample import resample
 from pipeline.io import SUFFIXES, read_grid, read_volume, stem, write_volume
+from pipeline.networks.cpu_layers import lay_out
 from pipeline.progress import say, track
 from pipeline.records import Cohort, Excluded, ShardIndex, TranslatedCase, Translation
 from pipeline.settings import Config
 from pipeline.stream.store import SliceStore
 from pipeline.training.checkpoint import FOLDER, LAST, load_checkpoint, load_method
-from pipeline.training.precision import autocast, device_for, resolve_precision
+from pipeline.training.compilation import check_compiler, compile_for_inference
+from pipeline.training.precision import autocast, device_for, resolve_precision, round_weights
 
 
 @dataclass(frozen=True)
@@ -302,8 +306,13 @@ def _translator(data: dict[str, Any], config: Config) -> Callable[[_Job], Volume
     record = data["cinevox"]
     device = device_for(config.trainer.accelerator)
     precision = resolve_precision(config.translate.precision, device)
-    method = load_method(data, config.trainer.allow_packages).to(device)
+    method = lay_out(load_method(data, config.trainer.allow_packages).to(device), device)
     method.use_ema = config.translate.weights == "ema"  # type: ignore[assignment]
+    if precision == "bf16":
+        round_weights(method)
+    if config.translate.compile:
+        check_compiler(device)
+        compile_for_inference(method)
     masked = record["preprocessing"]["outside_mask"] == "lowest"
     in_hu = _unit(record) == "HU"
 

@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from torch import nn
 
-Precision = Literal["fp32", "bf16-mixed"]
+Precision = Literal["fp32", "bf16-mixed", "bf16"]
 
 
 def device_for(accelerator: str) -> torch.device:
@@ -27,7 +28,19 @@ def resolve_precision(setting: str, device: torch.device) -> Precision:
     """Return the precision for ``auto``: bf16-mixed where the hardware multiplies bf16, else fp32."""
     if setting == "auto":
         return "bf16-mixed" if has_native_bf16(device) else "fp32"
-    return "bf16-mixed" if setting == "bf16-mixed" else "fp32"
+    return "bf16" if setting == "bf16" else "bf16-mixed" if setting == "bf16-mixed" else "fp32"
+
+
+def round_weights(method: nn.Module) -> None:
+    """Keep the weights of convolutions and linear layers in bf16, for translation only: no step has to round them.
+
+    Autocast rounds the same weights in each step. Modules whose names end in ``head`` stay in float32: near the ends
+    of the range one bf16 step is 8 HU. Norms and activations stay too; they are small.
+    """
+    for name, module in method.named_modules():
+        in_head = any(part.endswith("head") for part in name.split("."))
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not in_head:
+            module.to(torch.bfloat16)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:

@@ -1,0 +1,124 @@
+"""torch.compile and bf16 weights: the same names, the same numbers within a bound, few graphs, clear refusals."""
+
+import copy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo
+from torch import nn
+
+from pipeline.__main__ import main
+from pipeline.errors import ConfigError
+from pipeline.networks.residual_unet import ResidualUNet
+from pipeline.training.compilation import check_compiler, compile_for_inference, compile_networks, trained_networks
+from pipeline.training.precision import autocast, round_weights
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+from miniatures import MINIATURE
+from model_making import MODALITIES, make_batch, make_film, make_method, same, train, weights_of
+
+pytestmark = [
+    # Lightning's own, about a class of torch.utils that torch renamed.
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
+    # torch's own, when the compiler is first imported.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script"),
+]
+CPU = torch.device("cpu")
+LEARNING = sorted(set(MINIATURE) - {"identity"})
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine")
+
+
+@pytest.fixture(autouse=True)
+def forget_graphs():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_compiling_changes_no_name_and_spares_the_averages(name):
+    method = make_method(name)
+    names = list(method.state_dict())
+    compile_networks(method)
+    assert list(method.state_dict()) == names
+    networks = trained_networks(method)
+    assert networks
+    assert not any(network is method.ema or network is method.ema.module for network in networks)
+    assert same(weights_of(copy.deepcopy(method)), weights_of(method))
+
+
+def test_other_shapes_are_compiled_once_more_and_then_no_more():
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    network = ResidualUNet(widths=[2, 4], residual_units=0)
+    plain = copy.deepcopy(network)
+    network.compile(backend=count)
+    for frames, height, width in ((4, 16, 16), (8, 16, 16), (12, 17, 23), (3, 31, 18), (7, 21, 39)):
+        images = torch.randn(frames, 1, height, width)
+        assert torch.allclose(network(images), plain(images), atol=1e-5)
+    assert len(graphs) <= 4  # one as met, one with free frames, and those of sizes that need or need no padding
+
+
+def test_a_missing_compiler_is_named_with_the_way_out(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"no-such-compiler.*trainer.compile=false"):
+        check_compiler(CPU)
+
+
+def test_training_without_a_compiler_writes_nothing(tiny_shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    command = ["train", f"input={tiny_shards}", f"output={tmp_path / 'run'}", "source=t1n", "tracking=none"]
+    assert main([*command, "model=regression", "trainer.compile=true"]) == 2
+    assert "C++ compiler" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_bf16_weights_leave_heads_in_float32_and_err_like_autocast(name):
+    exact, rounded = make_method(name), make_method(name)
+    round_weights(rounded)
+    convolutions = {k: m for k, m in rounded.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
+    heads = {k for k in convolutions if "head" in k}
+    assert heads
+    for key, module in convolutions.items():
+        assert module.weight.dtype == (torch.float32 if key in heads else torch.bfloat16)
+    film = make_film(4)[0]
+    wanted = exact.translate(film, **MODALITIES)
+    with autocast("bf16-mixed", CPU):
+        mixed = exact.translate(film, **MODALITIES)
+    with autocast("bf16", CPU):
+        found = rounded.translate(film, **MODALITIES)
+    assert found.dtype == torch.float32
+    error, accepted = ((values - wanted).abs().mean() for values in (found, mixed))
+    assert error < 1.5 * accepted + 1e-3
+
+
+@needs_compiler
+@pytest.mark.long
+@pytest.mark.parametrize("name", LEARNING)
+def test_compiled_methods_learn_resume_and_translate_as_plain_ones(name, tmp_path):
+    plain, compiled, broken, resumed = (make_method(name, seed=seed) for seed in (0, 0, 0, 9))
+    for method in (compiled, broken, resumed):
+        compile_networks(method)
+    batches = [make_batch(8)]
+    train(plain, batches, max_epochs=2)
+    train(compiled, batches, max_epochs=2)
+    train(broken, batches).save_checkpoint(tmp_path / "a.ckpt")
+    train(resumed, batches, resume=tmp_path / "a.ckpt", max_epochs=2)
+    assert same(weights_of(compiled), weights_of(resumed))
+    film = make_film(5)[0]
+    wanted = plain.translate(film, **MODALITIES)
+    # Steps multiply what rounding began: Adam turns vanishing gradients into whole steps.
+    assert (compiled.translate(film, **MODALITIES) - wanted).abs().mean() < 0.02
+    constant = make_method(name)
+    constant.load_state_dict(plain.state_dict())
+    compile_for_inference(constant)
+    with torch.inference_mode():
+        assert torch.allclose(constant.translate(film, **MODALITIES), wanted, atol=1e-4)
