@@ -316,15 +316,16 @@ class Vid2Vid(Translator):
         kept = {name: values for name, values in terms.items() if self.weights[name]}
         return {f"{name}_loss": self.weights[name] * torch.stack(values).mean() for name, values in kept.items()}
 
-    def _walk(self, network: nn.Module, source: torch.Tensor) -> Iterator[torch.Tensor]:
+    def walk(self, network: nn.Module, source: torch.Tensor) -> Iterator[Frame]:
         """Yield the frames of (batch, frames, channels, height, width) one by one, keeping only the last few."""
         count = self.generator.past
         past: list[torch.Tensor] = []
         for time in range(source.shape[1]):
             low = max(time - count, 0)
             window = source[:, low : time + 1].to(self.device)
-            past = [*past, self._advance(network, window, past, time - low).image][-count:]
-            yield past[-1]
+            frame = self._advance(network, window, past, time - low)
+            past = [*past, frame.image][-count:]
+            yield frame
 
     @torch.no_grad()
     def translate(
@@ -344,8 +345,8 @@ class Vid2Vid(Translator):
         result = torch.empty((source.shape[0], channels, *source.shape[2:]), device=source.device)
         with evaluating(network):
             if self.recurrent:
-                for index, frame in enumerate(self._walk(network, source[None])):
-                    result[index] = frame[0].clamp(-1, 1).to(result.device)
+                for index, frame in enumerate(self.walk(network, source[None])):
+                    result[index] = frame.image[0].clamp(-1, 1).to(result.device)
             else:
                 for slices, kept in zip(source.split(SLICES_AT_ONCE), result.split(SLICES_AT_ONCE), strict=True):
                     kept.copy_(self._alone(network, slices.to(self.device)).clamp(-1, 1))
@@ -356,8 +357,8 @@ class Vid2Vid(Translator):
         networks = [self.generator, self.image_discriminator, *self.temporal_discriminators]
         betas = (0.0, 0.9) if self.two_time_scales else (0.5, 0.999)
         optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Adam(n.parameters(), lr=self.learning_rate, betas=betas) for n in networks
+            torch.optim.Adam(n.parameters(), lr=self.learning_rate, betas=betas, fused=True) for n in networks
         ]
         if self.flow_network is not None:
-            optimizers.append(torch.optim.Adam(self.flow_network.parameters(), lr=self.learning_rate_flow))
+            optimizers.append(torch.optim.Adam(self.flow_network.parameters(), lr=self.learning_rate_flow, fused=True))
         return optimizers
