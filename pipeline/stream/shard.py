@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from pipeline.errors import ArtifactError
 from pipeline.records import ShardFile
 from pipeline.stream.codec import MASK
 
+T = TypeVar("T")
 REMEDY = "Copy the shard folder again, or delete this shard and run 'cinevox preprocess' again"
 RETRY_SECONDS = (0.1, 1.0)
 
@@ -64,7 +65,7 @@ def read_table(folder: Path, record: ShardFile, *, members: int, rows: int, dtyp
     return table
 
 
-def patiently(read: Callable[[], bytes], name: str, *, again: Callable[[], object] = lambda: None) -> bytes:
+def patiently(read: Callable[[], T], name: str, *, again: Callable[[], object] = lambda: None) -> T:
     """Read; after a network file system's hiccup wait, call ``again`` and read once more, a few times.
 
     Raises:

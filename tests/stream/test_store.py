@@ -19,7 +19,6 @@ from makers import film, write_shards
 from pipeline.artifacts import file_sha256
 from pipeline.errors import ArtifactError
 from pipeline.records import ShardIndex
-from pipeline.stream import shard, tar
 from pipeline.stream import store as store_module
 from pipeline.stream.codec import webdataset_decoder
 from pipeline.stream.store import SliceStore
@@ -325,28 +324,6 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(fresh, change):
     altered(folder, change)
     with pytest.raises(ArtifactError):
         SliceStore(folder)
-
-
-def test_a_read_that_fails_for_a_moment_is_tried_again_and_then_named(shards, monkeypatch):
-    monkeypatch.setattr(shard, "RETRY_SECONDS", (0, 0))
-    real, failures = tar.os.pread, []
-
-    def flaky(*arguments):
-        if len(failures) < allowed:
-            failures.append(1)
-            raise OSError(5, "Input/output error")
-        return real(*arguments)
-
-    monkeypatch.setattr(tar.os, "pread", flaky)
-    out = {"ct": np.zeros((1, 6, 8), np.int16)}
-    with SliceStore(shards) as store:
-        allowed = 2
-        store.read("a", 4, 1, out)
-        np.testing.assert_array_equal(out["ct"][0], FILMS[1].frames["ct"][4])
-        failures.clear()
-        allowed = 3
-        with pytest.raises(ArtifactError, match=r"cannot be read\. Found: Input/output error"):
-            store.read("a", 4, 1, out)
 
 
 def kept_by_open_store(folder):
