@@ -22,27 +22,13 @@ class Memmap:
     """Raw int16 arrays in .npy files, mapped into memory."""
 
     def __init__(self, root, meta):
-        self.root, self.patients = root, meta["patients"]
-        self.open()
-
-    def open(self):
-        """Map every film."""
-        paths = [[self.root / "raw" / f"{p}_{name}.npy" for name in PAIR] for p in range(self.patients)]
+        paths = [[root / "raw" / f"{p}_{name}.npy" for name in PAIR] for p in range(meta["patients"])]
         self.films = [[np.load(path, mmap_mode="r") for path in pair] for pair in paths]
 
     def read(self, patient, start, out):
         """Copy one clip."""
         for film, frames in zip(self.films[patient], out, strict=True):
             frames[...] = film[start : start + CLIP]
-
-
-class MemmapAnew(Memmap):
-    """The same, mapped anew for every round: what a page costs when it is touched for the first time."""
-
-    def before(self, thread):
-        """Map the films anew."""
-        if thread == 0:
-            self.open()
 
 
 class Cinevox:
@@ -175,7 +161,6 @@ class Webdataset:
 
 KINDS = {
     "memmap": Memmap,
-    "memmap_anew": MemmapAnew,
     "tar_lz4": Cinevox,
     "tar_none": CinevoxNone,
     "zarr_lz4": CinevoxZarr,
