@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +26,7 @@ from pipeline.networks.flow_unet import FlowUNet
 from pipeline.networks.initialisation import initialise_normal
 from pipeline.networks.patch_discriminator import MultiScalePatchDiscriminator, frame_groups
 from pipeline.networks.vid2vid_generator import Frame, Vid2VidGenerator
+from pipeline.networks.weights_file import read_network
 
 SLICES_AT_ONCE = 8  # of a generator that is not recurrent, in translate
 
@@ -54,6 +57,8 @@ class Vid2Vid(Translator):
         backpropagate_frames: Generated frames through which gradients flow back inside a window.
         backpropagate_growth: The same as ``frames_growth`` for these.
         fix_coarse_share: Share of the budget in which only the generator's finest scale learns.
+        coarse_checkpoint: Checkpoint of a run with one scale less, from which a new training takes the coarser scales;
+            empty: they start at random. Only read when a training starts.
         gan: ``lsgan`` or ``hinge``.
         weight_gan: Of the image discriminator's verdict; all weights: 0 turns a term off.
         weight_feature_matching: Of the features in the image discriminator.
@@ -93,6 +98,7 @@ class Vid2Vid(Translator):
         backpropagate_frames: int = 1,
         backpropagate_growth: int = 1,
         fix_coarse_share: float = 0.0,
+        coarse_checkpoint: str = "",
         gan: str = "lsgan",
         weight_gan: float = 1.0,
         weight_feature_matching: float = 10.0,
@@ -131,6 +137,7 @@ class Vid2Vid(Translator):
         self.fix_coarse_share, self.gan, self.decay_start = fix_coarse_share, gan, decay_start
         self.learning_rate, self.learning_rate_flow = learning_rate, learning_rate_flow
         self.two_time_scales = two_time_scales
+        self.coarse_checkpoint, self.resumed = coarse_checkpoint, False
         self.temporal_discriminators = nn.ModuleList()
         if temporal_discriminator is not None:
             self.temporal_discriminators.extend(copy.deepcopy(temporal_discriminator) for _ in range(temporal_scales))
@@ -152,6 +159,18 @@ class Vid2Vid(Translator):
     def check_stream(self, clip_length: int, longest: int | None = None) -> None:
         """Refuse clips in which the flow or the temporal terms could never be computed; see ``Translator``."""
         check_clips(self, clip_length, longest)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note that the weights are this training's own; see ``Translator``."""
+        super().on_load_checkpoint(checkpoint)
+        self.resumed = True
+
+    def on_fit_start(self) -> None:
+        """Take the coarser scales from ``coarse_checkpoint`` where the training is new."""
+        if self.coarse_checkpoint and not self.resumed:
+            self.generator.load_coarser(read_network(Path(self.coarse_checkpoint), "generator"))
+            if self.ema is not None:
+                self.ema.module.load_state_dict(self.generator.state_dict())
 
     def training_step(self, batch: Batch, step: int) -> None:
         """Walk one batch of clips (batch, frames, channels, height, width) in windows and learn from each."""

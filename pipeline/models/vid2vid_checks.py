@@ -37,11 +37,11 @@ def check_settings(method: Vid2Vid, temporal_scales: int, temporal: MultiScalePa
             value=", ".join(terms),
             remedy="Set these weights to 0, or generator.flow=true",
         )
-    if method.fix_coarse_share and not len(method.generator.enhancers):
+    if (method.fix_coarse_share or method.coarse_checkpoint) and not len(method.generator.enhancers):
         raise ConfigError(
-            "The generator has one scale only, and none would learn",
-            value=f"fix_coarse_share={method.fix_coarse_share}",
-            remedy="Set fix_coarse_share=0, or generator.finer_scales=1",
+            "The generator has one scale only, and no coarser one",
+            value=f"fix_coarse_share={method.fix_coarse_share}, coarse_checkpoint={bool(method.coarse_checkpoint)}",
+            remedy='Set fix_coarse_share=0 and coarse_checkpoint="", or generator.finer_scales=1',
         )
     _check_channels(method, temporal)
 

@@ -167,6 +167,27 @@ class Vid2VidGenerator(nn.Module):
             weight = torch.sigmoid(self.weight_head(flow_features))[..., :height, :width]
             return Frame(compose_frame(raw, past[:, -self.channels_out :], flow, weight), raw, flow, weight)
 
+    def load_coarser(self, state: dict[str, torch.Tensor]) -> None:
+        """Take all but the finest scale from the weights of a generator with one scale less.
+
+        Its heads fit another number of channels and are left: each scale has its own.
+
+        Raises:
+            ConfigError: Weights are missing or have another shape: the two generators do not belong together.
+        """
+        finest = f"enhancers.{len(self.enhancers) - 1}."
+        heads = ("image_head.", "flow_head.", "weight_head.")
+        mine = {key: value for key, value in self.state_dict().items() if not key.startswith((finest, *heads))}
+        theirs = {key: value for key, value in state.items() if not key.startswith(heads)}
+        if {key: value.shape for key, value in mine.items()} != {key: value.shape for key, value in theirs.items()}:
+            raise ConfigError(
+                "The coarser generator is not this one without its finest scale",
+                value=f"{len(theirs)} weights",
+                allowed=f"{len(mine)} weights of the same shapes",
+                remedy="Train it with the same generator settings and one of generator.finer_scales less",
+            )
+        self.load_state_dict(theirs, strict=False)
+
     def _coarsest(
         self, source: torch.Tensor, past: torch.Tensor, compose: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from model_making import MODALITIES, make_batch, make_film, make_method, same, train, weights_of
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ArtifactError, ConfigError
 from pipeline.losses.flow import FLOW_TERMS
 from pipeline.models.translator import frozen, linear_decay, warm_cosine
 from pipeline.models.vid2vid import Vid2Vid, grown
@@ -130,6 +130,26 @@ def test_only_the_finest_scale_learns_in_its_share_of_the_budget():
     method.budget_share = 0.5
     train(method, [make_batch(3)])
     assert not same(before[0], weights_of(coarse))
+
+
+def test_a_finer_scale_starts_from_a_coarser_run_and_resumes_without_it(tmp_path):
+    coarse = make_method("vid2vid", seed=3)
+    train(coarse, [make_batch(3)]).save_checkpoint(tmp_path / "coarse.ckpt")
+    start = f"coarse_checkpoint={tmp_path / 'coarse.ckpt'}"
+    method = make_method("vid2vid_fine", start, "learning_rate=1e-30")
+    train(method, [make_batch(3)]).save_checkpoint(tmp_path / "fine.ckpt")
+    for network in (method.generator, method.averaged(method.generator)):
+        for part in ("source_encoder", "past_encoder", "image_branch", "flow_branch"):
+            taken, given = weights_of(getattr(network, part)), weights_of(getattr(coarse.generator, part))
+            assert all(torch.allclose(taken[name], given[name], atol=1e-6) for name in given)
+    with pytest.raises(ConfigError, match="not this one without its finest scale"):
+        train(make_method("vid2vid_fine", start, "generator.width=8"), [make_batch(3)])
+    (tmp_path / "coarse.ckpt").unlink()
+    with pytest.raises(ArtifactError, match="does not exist"):
+        train(make_method("vid2vid_fine", start), [make_batch(3)])
+    resumed = make_method("vid2vid_fine", start)
+    train(resumed, [make_batch(3)], resume=tmp_path / "fine.ckpt", max_epochs=1)
+    assert same(weights_of(resumed), weights_of(method))
 
 
 def test_two_time_scales():
@@ -268,6 +288,7 @@ def test_frozen_lets_gradients_through_and_thaws():
         (["backpropagate_growth=0"], "out of range"),
         (["fix_coarse_share=1"], "out of range"),
         (["fix_coarse_share=0.2"], "finer_scales=1"),
+        (["coarse_checkpoint=other.ckpt"], "finer_scales=1"),
         (["weight_bending=-1"], "negative"),
         (["reference_flow=learned"], "vid2vid_learned_flow"),
         (["ema_decay=1"], "averaged weights"),
