@@ -175,9 +175,6 @@ def test_another_error_of_a_library_stays_what_it_is(tmp_path):
 # --- Flaky -----------------------------------------------------------------------------------------------------------
 
 
-READ = {"tar": "preadv", "zarr": "pread"}
-
-
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(shard, "RETRY_SECONDS", (0, 0))
@@ -186,7 +183,7 @@ def impatient(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
 def test_a_read_that_fails_for_a_moment_is_tried_again_and_then_named(tmp_path, monkeypatch, impatient, kind, number):
-    real, failures = getattr(os, READ[kind]), []
+    real, failures = os.pread, []
 
     def flaky(*arguments):
         if len(failures) < allowed:
@@ -194,7 +191,7 @@ def test_a_read_that_fails_for_a_moment_is_tried_again_and_then_named(tmp_path, 
             raise OSError(number, os.strerror(number))
         return real(*arguments)
 
-    monkeypatch.setattr(os, READ[kind], flaky)
+    monkeypatch.setattr(os, "pread", flaky)
     with SliceStore(write_shards(tmp_path, FILMS, per_shard=2, store=kind)) as store:
         allowed = 2
         assert_right(store)
@@ -208,14 +205,14 @@ def test_a_read_that_fails_for_a_moment_is_tried_again_and_then_named(tmp_path, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stale_handle_is_opened_again(tmp_path, monkeypatch, impatient, kind):
     """As on NFS: a handle on a file that was replaced (copied anew) is stale for good."""
-    real = getattr(os, READ[kind])
+    real = os.pread
 
-    def read(descriptor, *arguments):
+    def pread(descriptor, *arguments):
         if os.fstat(descriptor).st_nlink == 0:
             raise OSError(errno.ESTALE, "Stale file handle")
         return real(descriptor, *arguments)
 
-    monkeypatch.setattr(os, READ[kind], read)
+    monkeypatch.setattr(os, "pread", pread)
     with SliceStore(write_shards(tmp_path / "s", FILMS, per_shard=2, store=kind)) as store:
         assert_right(store)
         for path in [p for p in (tmp_path / "s").rglob("*") if p.is_file()]:

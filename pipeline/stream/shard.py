@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,6 @@ from pipeline.errors import ArtifactError
 from pipeline.records import ShardFile
 from pipeline.stream.codec import MASK
 
-T = TypeVar("T")
 REMEDY = "Copy the shard folder again, or delete this shard and run 'cinevox preprocess' again"
 RETRY_SECONDS = (0.1, 1.0)
 
@@ -65,7 +64,7 @@ def read_table(folder: Path, record: ShardFile, *, members: int, rows: int, dtyp
     return table
 
 
-def patiently(read: Callable[[], T], name: str, *, again: Callable[[], object] = lambda: None) -> T:
+def patiently(read: Callable[[], bytes], name: str, *, again: Callable[[], object] = lambda: None) -> bytes:
     """Read; after a network file system's hiccup wait, call ``again`` and read once more, a few times.
 
     Raises:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from pipeline.stream.shard import REMEDY, Film, parts, patiently, read_table, wr
 # the sound slice of another volume at the same place, from a folder copied by half, has another sum.
 TABLE = np.dtype([("block", "<u4"), ("sum", "<u4")])
 _BLOCK = 512
-_thread = threading.local()
 _SUM_BITS = 0xFFFFFFFF
 
 
@@ -113,7 +111,9 @@ class TarShard:
         sums: list[int] = rows["sum"].tolist()
         begin = blocks[0] * _BLOCK
         length = blocks[-1] * _BLOCK - begin
-        view = self._read(length, begin)
+        view = memoryview(self._pread(length, begin))
+        if len(view) != length:
+            raise ArtifactError(f"Shard '{self.name}' ended while being read", remedy=REMEDY)
         for k in range(count):
             at, total = blocks[k] * _BLOCK - begin, 0
             for part in self._parts[case_id]:
@@ -130,15 +130,8 @@ class TarShard:
                     remedy=REMEDY,
                 )
 
-    def _read(self, length: int, begin: int) -> memoryview:
-        """Read into this thread's own buffer: fresh memory for each clip costs more than the reading."""
-        buffer = getattr(_thread, "buffer", b"")
-        if len(buffer) < length:
-            buffer = _thread.buffer = bytearray(length)
-        view = memoryview(buffer)[:length]
-        if patiently(lambda: os.preadv(self._file, [view], begin), self.name, again=self._reopen) != length:
-            raise ArtifactError(f"Shard '{self.name}' ended while being read", remedy=REMEDY)
-        return view
+    def _pread(self, length: int, begin: int) -> bytes:
+        return patiently(lambda: os.pread(self._file, length, begin), self.name, again=self._reopen)
 
     def _reopen(self) -> None:
         """Open the file anew under its old number, which other threads may be reading from (a stale NFS handle)."""
