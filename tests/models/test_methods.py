@@ -9,6 +9,7 @@ from model_making import MODALITIES, make_batch, make_film, make_method, same, t
 
 from pipeline.config import conf_folder
 from pipeline.errors import ConfigError
+from pipeline.models.translator import Translator
 
 # Lightning's own, about a class of torch.utils that torch renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
@@ -133,8 +134,15 @@ def test_two_half_batches_accumulate_to_one_whole():
         assert torch.allclose(one, other, atol=1e-5)
 
 
+def draw_head(method: Translator) -> None:
+    """Give a regression's head weights: it starts at zero, and then sees nothing but the source it is added to."""
+    for network in (method.network, method.averaged(method.network)):
+        torch.nn.init.normal_(network.head[1].weight, 0.0, 0.1)
+
+
 def test_regression_with_neighbours_sees_them_and_only_them():
     method = make_method("regression", "neighbours=1", "network.channels_in=3")
+    draw_head(method)
     film = make_film(6)[0]
     changed = copy.deepcopy(film)
     changed[5] = 0
@@ -150,6 +158,7 @@ def test_regression_with_neighbours_sees_them_and_only_them():
 
 def test_regression_translates_in_chunks_as_at_once(monkeypatch):
     method = make_method("regression", "neighbours=2", "network.channels_in=5")
+    draw_head(method)
     film = make_film(7)[0]
     at_once = method.translate(film, **MODALITIES)
     monkeypatch.setattr("pipeline.models.regression.SLICES_AT_ONCE", 2)
