@@ -7,7 +7,8 @@ are those of 'cinevox train' (experiment=NAME too). What is trained already in O
 
   MAE, continuity   of the prediction, inside the mask
   flow error        mean absolute difference between a real frame and the real frame before it, warped by the
-                    generator's flow, inside both masks; 'still' is that of no flow, 'DIS' that of the classical flow
+                    generator's flow, inside both masks
+  reference error   the same of the reference flow itself; for 'none' that of no flow at all
   s/step            of training, a step being a clip; its wall time, so keep the machine quiet
 """
 
@@ -42,6 +43,7 @@ KINDS = {
     "dis": ["model=vid2vid"],
     "learned": ["model=vid2vid_learned_flow"],
 }
+TITLES = ("MAE", "continuity", "flow error", "reference error", "s/step")
 
 
 class Film(NamedTuple):
@@ -59,6 +61,7 @@ class Row(NamedTuple):
     mae: float
     continuity: float
     flow_error: float
+    reference_error: float
     seconds_per_step: float
 
 
@@ -90,6 +93,17 @@ def photometric_error(film: Film, flow: torch.Tensor) -> float:
     return float(difference[both].mean()) * (film.window[1] - film.window[0]) / 2
 
 
+def reference_flow(method: Vid2Vid, film: Film) -> torch.Tensor:
+    """Return the flow that the method was held against (slices - 1, 2, rows, columns); zeros without one."""
+    current, previous = film.target[1:], film.target[:-1]
+    if method.reference_flow == "dis":
+        return torch.from_numpy(dis_flow(current.squeeze(1).numpy(), previous.squeeze(1).numpy()))
+    if method.flow_network is None:
+        return torch.zeros(len(current), 2, *current.shape[-2:])
+    pairs = zip(current.to(method.device).split(1), previous.to(method.device).split(1), strict=True)
+    return torch.cat([method.flow_network(*pair).cpu() for pair in pairs])
+
+
 @torch.no_grad()
 def measure(run: Path, films: list[Film], spacing_mm: tuple[float, float, float]) -> Row:
     """Walk the test films with a finished run's averaged weights."""
@@ -97,7 +111,7 @@ def measure(run: Path, films: list[Film], spacing_mm: tuple[float, float, float]
     method = load_method(data).to(device_for("auto"))
     assert isinstance(method, Vid2Vid)
     network = method.averaged(method.generator)
-    values: list[tuple[float, float, float]] = []
+    values: list[tuple[float, ...]] = []
     for film in films:
         frames = list(method.walk(network, film.source[None]))
         predicted = torch.cat([frame.image for frame in frames]).clamp(-1, 1).cpu()
@@ -105,7 +119,8 @@ def measure(run: Path, films: list[Film], spacing_mm: tuple[float, float, float]
         prediction, target = (restore(images.squeeze(1).numpy(), film.window) for images in (predicted, film.target))
         options = {"clip": film.window, "data_range": film.window[1] - film.window[0]}
         scores = (metric(prediction, target, film.mask, spacing_mm, **options) for metric in (mae, slice_continuity))
-        values.append((*scores, photometric_error(film, flow)))
+        errors = (photometric_error(film, field) for field in (flow, reference_flow(method, film)))
+        values.append((*scores, *errors))
     progress = data["progress"]
     means = [statistics.fmean(column) for column in zip(*values, strict=True)]
     return Row(*means, progress["seconds"] / progress["step"])
@@ -152,16 +167,10 @@ def main(arguments: list[str]) -> int:
         spacing = store.index.spacing_mm
         unit = store.index.modalities[config.target].unit
         print(f"{len(films)} test films, {given.steps} steps, {given.seeds} seed(s), {unit}, {device_for('auto').type}")
-        print(f"{'reference':<12}" + "".join(f"{name:>18}" for name in ("MAE", "continuity", "flow error", "s/step")))
+        print(f"{'reference':<12}" + "".join(f"{name:>18}" for name in TITLES))
         for kind in KINDS:
             runs = [given.output / f"{kind}-{seed}" for seed in range(given.seeds)]
             print(f"{kind:<12}{show([measure(run, films, spacing) for run in runs])}")
-    still = [photometric_error(film, torch.zeros(len(film.target) - 1, 2, *film.target.shape[-2:])) for film in films]
-    classical = []
-    for film in films:
-        grey = film.target.squeeze(1).numpy()
-        classical.append(photometric_error(film, torch.from_numpy(dis_flow(grey[1:], grey[:-1]))))
-    print(f"flow error of 'still' {statistics.fmean(still):.2f}, of 'DIS' {statistics.fmean(classical):.2f}")
     return 0
 
 
