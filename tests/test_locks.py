@@ -8,11 +8,13 @@ import textwrap
 import time
 
 import pytest
+from makers import film
 
 from pipeline import locks
 from pipeline.artifacts import LOCK_FILE, claim_output
 from pipeline.errors import ArtifactError
 from pipeline.locks import lock
+from pipeline.stream.store import write_shard
 
 pytestmark = pytest.mark.skipif(locks.fcntl is None, reason="no flock on this system")
 
@@ -80,6 +82,16 @@ def test_a_finished_folder_needs_no_lock(tmp_path):
     claim_output(tmp_path, "train", {"a": 1}).finish()
     with Other(HOLD, tmp_path / LOCK_FILE):
         assert claim_output(tmp_path, "train", {"a": 1}).finished
+
+
+@pytest.mark.parametrize("kind", ["tar", "zarr"])
+def test_a_shard_has_one_writer(tmp_path, kind):
+    with Other(HOLD, tmp_path / ".shard-00000.lock"):
+        with pytest.raises(ArtifactError, match="Shard 'shard-00000' is being written by another process"):
+            write_shard(tmp_path, "shard-00000", iter([film("a", 2)]), "lz4", kind)
+        write_shard(tmp_path, "shard-00001", iter([film("a", 2)]), "lz4", kind)  # by jobs beside one another
+    write_shard(tmp_path, "shard-00000", iter([film("a", 2)]), "lz4", kind)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_within_a_process_a_lock_is_shared_and_ends_with_its_last_user(tmp_path):

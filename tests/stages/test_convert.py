@@ -5,12 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorstore
 from makers import configuration, film, write_shards
 
 from pipeline.__main__ import main
 from pipeline.errors import ArtifactError
+from pipeline.geometry import reorder
+from pipeline.io import read_volume
 from pipeline.records import ShardIndex
 from pipeline.stages import convert, verify
+from pipeline.stream.shard import Film
 from pipeline.stream.store import SliceStore
 
 FILMS = [film("b", 5), film("a", 9), film("c", 3, modalities=("ct",))]  # a case may lack a modality
@@ -144,3 +148,16 @@ def test_a_relative_path_may_be_given_from_anywhere(tmp_path, shards, monkeypatc
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["convert", "input=../sub/zarr", "output=../tar", "convert.store=tar"]) == 0
     assert content(tmp_path / "tar") == content(tar)
+
+
+@pytest.mark.real
+def test_a_real_torso_survives_both_ways_and_tensorstore_finds_its_voxels(tmp_path, real_data):
+    volume = reorder(read_volume(real_data / "ct" / "torso.nii.gz", "HU"))
+    hu = volume.array[100:124].clip(-1024).astype(np.int16)
+    one = Film("torso", {"ct": hu}, (hu > -300).astype(np.uint8))
+    tar = write_shards(tmp_path / "shards", [one])
+    zarr = run(tar, tmp_path / "zarr", "zarr")
+    path = zarr / "shard-00000.zarr" / "torso" / "ct"
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+    np.testing.assert_array_equal(tensorstore.open(spec, read=True).result().read().result(), hu)
+    assert content(run(zarr, tmp_path / "tar", "tar")) == content(tar)
