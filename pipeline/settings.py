@@ -284,7 +284,8 @@ class ReportSettings(Section):
     panels: Count  # slices per case
     windows: Annotated[dict[str, tuple[float, Positive]], Field(min_length=1, max_length=6)]  # name: level, width in HU
     difference: Positive  # end of the symmetric difference scale
-    film_megabytes: Annotated[float, Field(ge=0)]  # what the films of all cases may take in the page; 0: no films
+    films: bool
+    megabytes: Positive  # what pictures and films may take in the page; films get what pictures leave
 
 
 class ModelMemory(Section):

@@ -160,7 +160,7 @@ def make_film(case: PictureCase, limits: tuple[float, float], budget: int) -> Fi
     raise DataError(
         f"No film of case '{case.case}' fits",
         value=f"{budget} bytes",
-        remedy="Raise report.film_megabytes, or set it to 0 for a page without films",
+        remedy="Raise report.megabytes, draw fewer report.cases, or set report.films=false",
     )
 
 

@@ -38,7 +38,7 @@ class Gallery:
         if self.unit != "HU" and "clip" in scores.profile:
             # Windows are stated in HU; other units are shown over the range of the scores.
             self.windows, self.difference = {"range": ((low + high) / 2, high - low)}, (high - low) / 10
-        self.film_bytes = int(settings.film_megabytes * 1e6)  # what the films still to come may take
+        self.bytes_left = int(settings.megabytes * 1e6)  # what pictures and films still to come may take
         self.notes: list[str] = []
         self.files: dict[str, dict[str, CaseFiles]] = {}
         self.show_source = False
@@ -65,7 +65,7 @@ class Gallery:
                 continue
             self.notes += loaded.notes
             pooled.add(loaded)
-            pictures.cases.append(self._case(loaded, rank, self.film(loaded, len(chosen) - place)))
+            pictures.cases.append(self._case(loaded, rank, self.bytes_left // (len(chosen) - place)))
         if len(pictures.cases) > 1:
             alt = f"Histogram of the differences to the target over the {len(pictures.cases)} cases that are shown."
             pictures.overview.append(self._chart(lambda theme: pooled.draw(self.methods, theme), "differences", alt))
@@ -110,16 +110,16 @@ class Gallery:
     def _histogram(self) -> Histogram:
         return Histogram(self.unit, 2.5 * self.difference)
 
-    def film(self, case: PictureCase, left: int = 1) -> FilmPane | None:
-        """Return the case's film in its share of the bytes that ``left`` films may still take, or None."""
-        if not self.settings.film_megabytes:
+    def film(self, case: PictureCase, budget: int) -> FilmPane | None:
+        """Return the case's film in at most ``budget`` bytes; None where films are off or it does not fit."""
+        if not self.settings.films:
             return None
         try:
-            film = make_film(case, self.limits, self.film_bytes // left)
+            film = make_film(case, self.limits, budget)
         except DataError as error:
             self.notes.append(str(error))
             return None
-        self.film_bytes -= film.bytes
+        self.bytes_left -= film.bytes
         header = film.header() | {
             "case": case.case,
             "start": film.nearest(centre(case)[0]),
@@ -130,7 +130,8 @@ class Gallery:
         caption = f"The film holds {film.describe()}, and takes differences between these."
         return FilmPane(header, [part.data for part in film.tracks], caption)
 
-    def _case(self, case: PictureCase, rank: str, film: FilmPane | None) -> CasePage:
+    def _case(self, case: PictureCase, rank: str, share: int) -> CasePage:
+        before = self.bytes_left
         panes = []
         for place, (name, window) in enumerate(self.windows.items()):
             # Differences do not depend on the window, so they are drawn once.
@@ -160,18 +161,24 @@ class Gallery:
                 f"Case {case.case}: mean absolute error of each slice along the axis.",
             ),
         ]
+        film = self.film(case, share - (before - self.bytes_left))
         return CasePage(case.case, case.patient, rank, panes, charts, film)
 
     def _photo(self, figure: Figure, name: str, alt: str) -> Picture:
         image = rasterise(figure)
         save_png(image, self.folder / f"{file_name(name)}.png")
-        return Picture(data_uri(*photo_bytes(image)), "", image.width, image.height, alt)
+        return self._counted(Picture(data_uri(*photo_bytes(image)), "", image.width, image.height, alt))
 
     def _chart(self, draw: Callable[[Theme], Figure], name: str, alt: str) -> Picture:
         light = rasterise(draw(LIGHT))
         save_png(light, self.folder / f"{file_name(name)}.png")
         dark = rasterise(draw(DARK))
-        return Picture(data_uri(*chart_bytes(light)), data_uri(*chart_bytes(dark)), light.width, light.height, alt)
+        uris = data_uri(*chart_bytes(light)), data_uri(*chart_bytes(dark))
+        return self._counted(Picture(*uris, light.width, light.height, alt))
+
+    def _counted(self, picture: Picture) -> Picture:
+        self.bytes_left -= len(picture.light) + len(picture.dark)
+        return picture
 
 
 def file_name(text: str) -> str:

@@ -8,8 +8,8 @@ per case, a film to scrub through source, predictions, target and difference. It
 makes no request.
 
 Main options: report.title, report.cases (how many cases are drawn), report.panels (axial slices per case),
-report.windows (name: level, width), report.difference (end of the difference scale), report.film_megabytes (what the
-films of all cases may take; 0: none), --dry-run.
+report.windows (name: level, width), report.difference (end of the difference scale), report.films, report.megabytes
+(what pictures and films may take in the page), --dry-run.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def test_tight_budget_first_rounds_then_thins_and_says_so():
     # The error of a slice is the scored one, whatever was thinned.
     mae = np.abs(case.error("source"))[2][case.region[2]].mean()
     assert thin.header()["tracks"][0]["errors"][0] == roomy.errors["source"][0] == pytest.approx(mae, rel=1e-3)
-    with pytest.raises(DataError, match="film_megabytes"):
+    with pytest.raises(DataError, match="Raise report"):
         make_film(case, LIMITS, 10)
 
 
@@ -124,19 +124,10 @@ def test_empty_and_unknown_volumes_make_a_film():
     assert film.shape == (4, 8, 8) and np.isnan(values(film, "target")).all()
 
 
-def test_films_share_their_bytes_and_hand_on_what_they_leave(tmp_path):
-    case = picture()
-    whole = film_gallery(case, tmp_path).film(case)
-    need = sum(map(len, whole.tracks))
-    gallery = film_gallery(case, tmp_path, f"report.film_megabytes={need * 1.9 / 1e6}")
-    first, second = gallery.film(case, 2), gallery.film(case, 1)
-    assert sum(map(len, first.tracks + second.tracks)) <= need * 1.9
-    assert "steps of 1 HU" in second.caption and "steps of 1 HU" not in first.caption
-
-
 def test_no_film_no_script(tmp_path):
     case = picture()
-    assert "<script" in film_page(film_gallery(case, tmp_path), case)
-    for megabytes, note in ((0, ""), (1e-5, "No film of case &#39;c1&#39; fits")):
-        page = film_page(film_gallery(case, tmp_path, f"report.film_megabytes={megabytes}"), case)
-        assert "<script" not in page and "script-src" not in page and note in page
+    gallery = film_gallery(case, tmp_path)
+    assert "<script" in film_page(gallery, case)
+    assert gallery.film(case, 10) is None and "No film of case 'c1' fits" in gallery.notes[0]
+    page = film_page(film_gallery(case, tmp_path, "report.films=false"), case)
+    assert "<script" not in page and "script-src" not in page

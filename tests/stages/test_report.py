@@ -123,6 +123,20 @@ def test_content(page):
     assert page.stat().st_size < 3e6
 
 
+def test_films_share_what_the_pictures_leave(scored, tmp_path):
+    # Pictures take some 0.79 MB here; two films at 1 HU would take 0.05 MB.
+    small = ("report.panels=1", "report.windows={bone: [300, 1500]}", "report.megabytes=0.8")
+    report.run(settings(*small, input=[scored / "s1"], output=tmp_path / "r"))
+    html = (tmp_path / "r/report.html").read_text()
+    films = [
+        sum(map(len, re.findall(r'class="film-track">(.*?)</script>', part, re.DOTALL)))
+        for part in html.split('class="film-header"')[1:]
+    ]
+    pictures = sum(map(len, re.findall(r'data:image/[^"]*', html)))
+    assert len(films) == 2 and all(films)
+    assert sum(films) + pictures <= 0.8e6 + 0.03e6  # the histogram over all cases comes last
+
+
 def test_finished_report_is_left_alone(page, scored, capsys):
     stamp = page.stat().st_mtime_ns
     report.run(settings("report.cases=1", "report.panels=1", input=[scored / "s1", scored / "s2"], output=scored / "r"))
