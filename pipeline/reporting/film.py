@@ -110,7 +110,7 @@ class Film:
     def describe(self) -> str:
         """Say in one sentence what was thinned and rounded, for the reader of the page."""
         slice_mm, row_mm, column_mm = self.spacing_mm
-        which = {1: "every slice", 2: "every second slice"}.get(self.cut.stride, f"every {self.cut.stride}th slice")
+        which = "every slice" if self.cut.stride == 1 else f"one slice in {self.cut.stride}"
         step = next(t.step for t in self.tracks if t.kind == TARGET)
         low, high = self.limits
         text = f"{which}, {slice_mm:.3g} mm apart; pixels of {row_mm:.3g} × {column_mm:.3g} mm"
