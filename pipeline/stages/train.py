@@ -41,6 +41,7 @@ from pipeline.training.budget import Budget
 from pipeline.training.checkpoint import FOLDER, LAST, Checkpoints, describe, load_checkpoint
 from pipeline.training.compilation import check_compiler, compile_networks
 from pipeline.training.epoch_line import EpochLine
+from pipeline.training.heap import keep_freed_memory
 from pipeline.training.precision import device_for, has_native_bf16, resolve_precision
 from pipeline.training.validation import Validation
 
@@ -130,6 +131,7 @@ def _fit(
         with atomic_path(run / FOLDER / LAST) as partial:
             torch.save({"cinevox": record, "state_dict": method.state_dict()}, partial)
         return
+    keep_freed_memory(device)
     lay_out(method, device)
     if settings.compile:
         compile_networks(method)

@@ -46,6 +46,7 @@ from pipeline.settings import Config
 from pipeline.stream.store import SliceStore
 from pipeline.training.checkpoint import FOLDER, LAST, load_checkpoint, load_method
 from pipeline.training.compilation import check_compiler, compile_for_inference
+from pipeline.training.heap import keep_freed_memory
 from pipeline.training.precision import autocast, device_for, resolve_precision, round_weights
 
 
@@ -306,6 +307,7 @@ def _translator(data: dict[str, Any], config: Config) -> Callable[[_Job], Volume
     record = data["cinevox"]
     device = device_for(config.trainer.accelerator)
     precision = resolve_precision(config.translate.precision, device)
+    keep_freed_memory(device)
     method = lay_out(load_method(data, config.trainer.allow_packages).to(device), device)
     method.use_ema = config.translate.weights == "ema"  # type: ignore[assignment]
     if precision == "bf16":
