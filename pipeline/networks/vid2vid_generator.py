@@ -48,6 +48,8 @@ class Vid2VidGenerator(nn.Module):
             Instance norm forgets absolute values, which a source that is calibrated like the target still has.
         finer_scales: Local enhancers on top: the network above then sees images of half the size for each.
         local_blocks: Residual blocks in each branch of an enhancer.
+        skip: Join the source encoder's features to the image branch's at every resolution of the coarsest scale, with a
+            residual block each, as a U-Net does (not published). Without it the finest detail passes the bottleneck.
         spectral: Bound every convolution but the heads' by its largest singular value (not published).
 
     Raises:
@@ -68,6 +70,7 @@ class Vid2VidGenerator(nn.Module):
         residual: bool = False,
         finer_scales: int = 0,
         local_blocks: int = 3,
+        skip: bool = False,
         spectral: bool = False,
     ) -> None:
         super().__init__()
@@ -114,6 +117,9 @@ class Vid2VidGenerator(nn.Module):
         self.source_encoder = encoder(stacked)
         self.past_encoder = encoder(generated)
         self.image_branch, self.image_head = branch(), head(channels_out)
+        self.joints = nn.ModuleList(
+            ResidualBlock(width * 2**level, norm) for level in reversed(range(downsamplings)) if skip
+        )
         self.flow_branch = branch() if flow else None
         self.flow_head = head(2) if flow else None
         self.weight_head = head(1) if flow else None
@@ -192,8 +198,16 @@ class Vid2VidGenerator(nn.Module):
         self, source: torch.Tensor, past: torch.Tensor, compose: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return image and flow features at the coarsest scale."""
-        features = self.source_encoder(source) + self.past_encoder(past)
-        image: torch.Tensor = self.image_branch(features)
+        seen, finer = source, []
+        for part in self.source_encoder:
+            seen = part(seen)
+            finer.append(seen)
+        features = seen + self.past_encoder(past)
+        blocks = len(self.image_branch) - len(self.joints)
+        image: torch.Tensor = self.image_branch[:blocks](features)
+        # The encoder's stem and halvings, but for the deepest, are met again from the deepest to the finest.
+        for level, joint in enumerate(self.joints):
+            image = joint(self.image_branch[blocks + level](image) + finer[len(self.joints) - 1 - level])
         return image, self.flow_branch(features) if compose and self.flow_branch is not None else None
 
 
