@@ -1,7 +1,7 @@
-"""Train, translate and score a list of methods on the same shards, and print one table.
+r"""Train, translate and score a list of methods on the same shards, and print one table.
 
-    python benchmarks/methods.py input=SHARDS output=FOLDER data=cbct_ct \\
-        methods=identity,small_regression,small_vid2vid_l1 minutes=20 [minutes.small_vid2vid=5] [steps...] [KEY=VALUE ...]
+    python benchmarks/methods.py input=SHARDS output=FOLDER data=cbct_ct minutes=20 \
+        [methods=identity,small_regression,...] [minutes.METHOD=60] [steps=N] [steps.METHOD=N] [KEY=VALUE ...]
 
 Every method is one command per verb, ``experiment=[DATA,METHOD]``; ``identity`` is ``experiment=DATA model=identity``.
 ``steps=N`` or ``steps.METHOD=N`` sets a budget of batches instead of minutes: it gives the same weights on a loaded

@@ -91,6 +91,7 @@ class SimulateSettings(Section):
     spacing_mm: Spacing  # of the reconstruction: slice, row, column
     axial: Literal["split", "crop"]
     body_threshold_hu: float
+    training_sizes: Annotated[list[Annotated[float, Field(ge=0.5, le=2)]], Field(min_length=1)]  # in plane; 1: as it is
     fan: Literal["half", "full"]
     arc_degrees: Annotated[float, Field(gt=180, le=360)]
     angles: Annotated[int, Field(ge=8)]  # evenly over the arc
@@ -114,6 +115,8 @@ class SimulateSettings(Section):
 
     @model_validator(mode="after")
     def _geometry_is_possible(self) -> Self:
+        if len(set(self.training_sizes)) != len(self.training_sizes):
+            raise ValueError("training_sizes names a size twice")
         half_width = self.detector_size_mm[0] / 2
         fan_degrees = 2 * math.degrees(math.atan(half_width / self.source_detector_mm))
         if self.source_detector_mm <= self.source_axis_mm:

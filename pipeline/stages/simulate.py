@@ -9,6 +9,8 @@ and splits. A volume longer than one scan becomes several cases (CASE_s1, CASE_s
 A CT that cuts the body sideways is flagged; where more than a quarter of a lateral face is body, the case is left
 out with its reason, the others go on, and the command ends with exit code 2. A killed run continues.
 
+simulate.training_sizes=[0.8,1,1.25] scans training patients also as slimmer and larger ones (CASE_x80, CASE_x125).
+
 Main options: simulate.axial=split|crop, simulate.spacing_mm, simulate.photons_per_mm2, simulate.scatter_to_primary,
 simulate.motion_mm, simulate.pictures, seed, workers (threads), --dry-run.
 """
@@ -42,6 +44,7 @@ from pipeline.progress import say, track
 from pipeline.records import CASE_ID, Case, Cohort, Excluded, VolumeFile
 from pipeline.settings import Config
 from pipeline.simulation.axial import FLAG_FRACTION, REFUSE_FRACTION, worst_cut
+from pipeline.simulation.body_size import resized, resized_grid
 from pipeline.simulation.calibration import Calibration
 from pipeline.simulation.picture import draw
 from pipeline.simulation.scan import Scan, Simulator, film_grid, scans_of, to_film
@@ -68,6 +71,7 @@ def run(config: Config) -> None:
             value=", ".join(sorted({m for c in cohort.cases for m in c.volumes})) or "no cases",
             allowed="cases with the modality 'ct'",
         )
+    cases, sizes = at_sizes(cases, config)
     names = scan_names(cases, config)
     voxels = sum(
         math.prod((extent.stop - extent.start, *film_grid(_grid(case), config.simulate.spacing_mm).shape[1:]))
@@ -89,7 +93,7 @@ def run(config: Config) -> None:
         _refuse(Cohort.load(output).excluded[len(cohort.excluded) :], output)
         return
     check_free_space(output, voxels * _BYTES_PER_VOXEL)
-    work = _Work(config, cohort, output)
+    work = _Work(config, cohort, output, sizes)
     done: list[Case] = []
     refused: list[Excluded] = []
     for case in track(cases, "simulate", len(cases)):
@@ -118,6 +122,33 @@ def run(config: Config) -> None:
     _refuse(refused, output)
 
 
+def at_sizes(cases: list[Case], config: Config) -> tuple[list[Case], dict[str, float]]:
+    """Return the cases, those of training patients once for each of ``simulate.training_sizes``, and each one's size.
+
+    Raises:
+        ConfigError: Sizes for a cross-validation, in which every patient is tested on.
+    """
+    wanted = config.simulate.training_sizes
+    if wanted != [1] and any(case.fold for case in cases):
+        raise ConfigError(
+            "A cross-validation tests on every patient, and on real sizes only",
+            value=f"simulate.training_sizes={wanted}",
+            allowed="[1] for a cohort with folds",
+        )
+    found: list[Case] = []
+    sizes: dict[str, float] = {}
+    for case in cases:
+        for size in wanted if case.split == "train" else [1.0]:
+            other = case
+            if size != 1:
+                other = case.model_copy(deep=True, update={"case_id": f"{case.case_id}_x{round(100 * size)}"})
+                other.flags.append(f"in-plane size times {size:g}")
+                other.volumes["ct"].grid = grid_record(resized_grid(_grid(case), size))
+            found.append(other)
+            sizes[other.case_id] = size
+    return found, sizes
+
+
 def scan_names(cases: list[Case], config: Config) -> dict[str, list[str]]:
     """Return the case ids of each case's scans: its own for one scan, with ``_s1``, ``_s2``, ... for several."""
     names: dict[str, list[str]] = {}
@@ -142,8 +173,8 @@ def scan_names(cases: list[Case], config: Config) -> dict[str, list[str]]:
 class _Work:
     """The scanner, made when the first case needs it, and where its results go."""
 
-    def __init__(self, config: Config, cohort: Cohort, output: Path) -> None:
-        self.config, self.cohort, self.output = config, cohort, output
+    def __init__(self, config: Config, cohort: Cohort, output: Path, sizes: dict[str, float]) -> None:
+        self.config, self.cohort, self.output, self.sizes = config, cohort, output, sizes
         self.calibration: Calibration | None = None
         self._simulator: Simulator | None = None
         if (output / _CALIBRATION_FILE).exists():
@@ -176,7 +207,7 @@ class _Work:
             return [record for record in found if record is not None]
         config = self.config
         try:
-            film = to_film(read_volume(self.cohort.path(case.volumes["ct"])), config.simulate.spacing_mm)
+            film = to_film(self._read(case, case.volumes["ct"]), config.simulate.spacing_mm)
         except DataError as error:
             raise DataError(f"The CT of case '{case.case_id}' cannot be read: {error}") from None
         body = body_mask(film, config.simulate.body_threshold_hu)
@@ -193,12 +224,15 @@ class _Work:
             records.append(record)
         return records
 
+    def _read(self, case: Case, file: VolumeFile, unit: str = "HU") -> Volume:
+        return resized(read_volume(self.cohort.path(file), unit), self.sizes[case.case_id])
+
     def _write(self, case: Case, name: str, flags: list[str], scan: Scan) -> Case:
         volumes = {"cbct": scan.cbct, "ct": scan.ct}
         masks = {"field_of_view": scan.field_of_view}
         for mask, file in case.masks.items():
             if mask not in masks:  # what was known about the case is kept, on the scan's grid
-                known = read_volume(self.cohort.path(file), "a.u.")
+                known = self._read(case, file, "a.u.")
                 binary = known.with_array((known.array > 0).astype(np.uint8))
                 masks[mask] = resample(binary, scan.ct.grid, outside=0, order="nearest")
         files = {kind: _save(self.output, name, kind, volume) for kind, volume in {**volumes, **masks}.items()}

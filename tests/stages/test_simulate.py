@@ -134,6 +134,26 @@ def test_a_killed_run_continues_and_a_finished_one_does_nothing(tmp_path, monkey
         run(source, tmp_path / "out", "simulate.photons_per_mm2=7")
 
 
+def test_training_patients_are_scanned_at_every_size_and_others_as_they_are(tmp_path):
+    cases = {"a": {"ct": body(1)}, "b": {"ct": body(2)}}
+    source = write_cohort(tmp_path / "in", cases, splits={"a": "train", "b": "test"})
+    cohort = run(source, tmp_path / "out", "simulate.training_sizes=[0.8,1]")
+    assert [(c.case_id, c.patient, c.split) for c in cohort.cases] == [
+        ("a_x80", "a", "train"), ("a", "a", "train"), ("b", "b", "test"),
+    ]  # fmt: skip
+    small, whole = (read_volume(cohort.path(case.volumes["ct"])) for case in cohort.cases[:2])
+    assert small.array.shape[0] == whole.array.shape[0], "the axis keeps its length"
+    ratio = (small.array > -300).sum() / (whole.array > -300).sum()
+    assert ratio == pytest.approx(0.8**2, abs=0.06)
+    assert cohort.cases[0].flags[-1] == "in-plane size times 0.8"
+
+
+def test_sizes_are_refused_in_a_cross_validation(tmp_path):
+    source = write_cohort(tmp_path / "in", {"a": {"ct": body()}}, folds={"a": 1})
+    with pytest.raises(ConfigError, match="cross-validation"):
+        run(source, tmp_path / "out", "simulate.training_sizes=[0.8,1]")
+
+
 def test_a_known_mask_is_kept(tmp_path):
     ct = body()
     known = ct.with_array((ct.array > -500).astype(np.uint8), "1")
