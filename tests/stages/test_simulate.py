@@ -139,7 +139,7 @@ def test_training_patients_are_scanned_at_every_size_and_others_as_they_are(tmp_
     source = write_cohort(tmp_path / "in", cases, splits={"a": "train", "b": "test"})
     cohort = run(source, tmp_path / "out", "simulate.training_sizes=[0.8,1]")
     assert [(c.case_id, c.patient, c.split) for c in cohort.cases] == [
-        ("a_x80", "a", "train"), ("a", "a", "train"), ("b", "b", "test"),
+        ("a_x80", "p0", "train"), ("a", "p0", "train"), ("b", "p1", "test"),
     ]  # fmt: skip
     small, whole = (read_volume(cohort.path(case.volumes["ct"])) for case in cohort.cases[:2])
     assert small.array.shape[0] == whole.array.shape[0], "the axis keeps its length"
