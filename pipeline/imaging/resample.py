@@ -158,15 +158,23 @@ def _weights(positions: NDArray[np.float64], count: int) -> sparse.csr_array:
         ones = np.ones(len(index), np.float32)
         return sparse.csr_array((ones, index, np.arange(len(index) + 1)), shape=(len(index), count))
     width = max(1.0, step)
-    offset = np.arange(count)[None, :] - np.clip(positions, 0, count - 1)[:, None]
-    weights = np.clip(1 - np.abs(offset) / width, 0, None)
+    reach = math.ceil(width)
+    places = np.clip(positions, 0, count - 1)[:, None]
+    # Only voxels within the triangle's reach: of a long volume most weights are zero.
+    index = np.floor(places).astype(int) + np.arange(-reach, reach + 1)
+    offset = index - places
+    weights = np.where((index >= 0) & (index < count), np.clip(1 - np.abs(offset) / width, 0, None), 0)
     if width > 1:
         # A widened triangle that falls unevenly on the voxels is off balance, by up to 0.1 voxel: put it right, so
         # that nothing is shifted and a ramp stays the ramp that it was.
         balance = (weights * offset).sum(axis=1) / (weights * offset**2).sum(axis=1)
         weights *= np.clip(1 - balance[:, None] * offset, 0, None)
     weights /= weights.sum(axis=1, keepdims=True)
-    return sparse.csr_array(weights.astype(np.float32))
+    ends = np.arange(len(index) + 1) * index.shape[1]
+    entries = (weights.ravel().astype(np.float32), np.clip(index, 0, count - 1).ravel(), ends)
+    banded = sparse.csr_array(entries, shape=(len(index), count))
+    banded.eliminate_zeros()
+    return banded
 
 
 # --- Rotated grids -----------------------------------------------------------------------------------------------

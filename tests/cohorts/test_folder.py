@@ -49,7 +49,20 @@ def test_the_same_modality_twice_is_a_problem_of_the_case(tmp_path):
     assert [bool(case.problem) for case in flat] == [True, True, False]
 
 
-NAMES = ["Müller Ä", "Doe^John 1970-01-01", "x" * 200, "a.b", "Case1", "case1", "=cmd", "ok_1"]
+NAMES = [
+    "Müller Ä",
+    "..b",
+    "a\\..\\b",
+    "tab\there",
+    "y" * 250,
+    "Doe^John 1970-01-01",
+    "x" * 200,
+    "a.b",
+    "Case1",
+    "case1",
+    "=cmd",
+    "ok_1",
+]
 
 
 def test_unsafe_names_get_pseudonyms(tmp_path):
@@ -64,6 +77,14 @@ def test_unsafe_names_get_pseudonyms(tmp_path):
     assert write_names(tmp_path, cases.values())
     text = (tmp_path / NAMES_CSV).read_text()
     assert "Müller Ä" in text and "'=cmd" in text and "ok_1" not in text
+
+
+def test_case_folders_that_are_links_to_nowhere_or_to_themselves_are_left_alone(tmp_path):
+    touch(tmp_path, "a/ct.mha")
+    (tmp_path / "a" / "cbct.mha").symlink_to(tmp_path / "a" / "cbct.mha")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    cases = found(tmp_path)
+    assert set(cases) == {"a"} and set(cases["a"].volumes) == {"ct"}
 
 
 def test_no_mapping_without_need(tmp_path):

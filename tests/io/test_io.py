@@ -1,7 +1,9 @@
 """Volumes survive writing and reading in every format and orientation; damaged and hostile files do not get through."""
 
 import gzip
+import hashlib
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +13,7 @@ import SimpleITK as sitk  # noqa: N813
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.artifacts import file_sha256
 from pipeline.errors import DataError, GeometryError
 from pipeline.geometry import Volume, grid_difference, reorder
 from pipeline.io import SUFFIXES, limits, read_grid, read_volume, stem, write_volume
@@ -192,6 +195,36 @@ def test_flipped_byte_in_gzip_is_found(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(data)
     with pytest.raises(DataError, match="cut off or damaged"):
         read_volume(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_the_digest_of_a_reading_is_that_of_the_file(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    write_volume(path, make(shape=(40, 50, 60)))
+    if suffix == ".nii.gz":
+        path.write_bytes(path.read_bytes() + gzip.compress(bytes(3 << 20)))  # what stands behind the voxels counts too
+    digest = hashlib.sha256()
+    read_volume(path, digest=digest)
+    assert digest.hexdigest() == file_sha256(path)
+
+
+def test_a_bomb_behind_the_voxels_is_not_unpacked(tmp_path):
+    write_volume(tmp_path / "a.nii.gz", make())
+    whole = (tmp_path / "a.nii.gz").read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(whole + gzip.compress(bytes(200 << 20)))
+    tracemalloc.start()
+    read_volume(tmp_path / "a.nii.gz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+def test_where_sform_and_qform_differ_the_sform_decides(tmp_path):
+    image = nib.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.diag([2.0, 2, 3, 1]))
+    image.set_sform(np.diag([2.0, 2, 3, 1]), code=1)
+    image.set_qform(np.diag([-1.0, -1, 1, 1]), code=1)
+    nib.save(image, tmp_path / "a.nii")
+    np.testing.assert_allclose(read_grid(tmp_path / "a.nii").affine, np.diag([2.0, 2, 3, 1]))
 
 
 def test_announced_size_is_checked_before_allocation(tmp_path):

@@ -1,16 +1,17 @@
 """From a cohort to shards: what is stored, what is refused, and what a second run does."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from makers import SHAPE, body, configuration, film_affine, pair, write_cohort
+from makers import SHAPE, SPACING, body, configuration, film_affine, pair, write_cohort
 
 from pipeline.__main__ import main
 from pipeline.errors import ArtifactError, CinevoxError, DataError
 from pipeline.geometry import Volume, reorder
 from pipeline.io import write_volume
-from pipeline.records import Cohort, ShardIndex
+from pipeline.records import Cohort, Fingerprint, Plan, ShardIndex
 from pipeline.stages import preprocess
 from pipeline.stream.store import SliceStore
 
@@ -430,3 +431,97 @@ def test_a_zarr_shard_that_lost_a_file_is_written_again(tmp_path, cohort):
     run(cohort, output, "preprocess.store=zarr")
     assert lost.read_bytes() == content
     assert kept.stat().st_ino == inode
+
+
+# --- The plan --------------------------------------------------------------------------------------------------------
+
+AUTO = ("preprocess.spacing_mm=auto", "preprocess.size=auto", "preprocess.memory_gib=auto")
+
+
+def test_a_plan_is_made_said_and_kept(tmp_path, cohort, capsys):
+    output = run(cohort, tmp_path / "out", *AUTO)
+    shown = capsys.readouterr().err
+    plan = Plan.load(output)
+    assert (plan.spacing_mm, plan.size) == (SPACING, (32, 32))
+    assert ShardIndex.load(output).plan == plan
+    assert all(reason in shown for reason in plan.reasons)
+    found = Fingerprint.load(output).cases
+    assert [case.case_id for case in found] == ["a", "b", "c"]
+    assert (found[0].shape, found[0].spacing_mm) == (SHAPE, SPACING)
+    assert found[0].body_mm[0] == SHAPE[0] * SPACING[0] and 60 < found[0].body_mm[1] < 120
+    explicit = run(cohort, tmp_path / "two", "preprocess.size=[32,32]")
+    for name in ("a", "b", "c"):
+        np.testing.assert_array_equal(film(output, name, "ct")["ct"], film(explicit, name, "ct")["ct"])
+
+
+def test_a_begun_folder_keeps_its_plan_on_a_machine_with_other_memory(tmp_path, cohort, monkeypatch, capsys):
+    output = run(cohort, tmp_path / "out", *AUTO)
+    before = content(output)
+    unfinished(output)
+    (output / "shard-00001.json").unlink()
+    monkeypatch.setattr(preprocess, "training_memory", lambda gib: pytest.fail("planned again"))
+    run(cohort, output, *AUTO)
+    assert content(output) == before
+    run(cohort, output, *AUTO)
+    assert "nothing to do" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(preprocess, "ProcessPoolExecutor", Serial)
+    message = failing(cohort, output, *AUTO, "preprocess.size=[64,64]", error=ArtifactError)
+    assert "preprocess.size: [32, 32] -> [64, 64]" in message
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, cohort, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    run(cohort, tmp_path / "out", *AUTO, dry_run=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    shown = capsys.readouterr().err
+    assert "spacing 4 x 5 x 5 mm: the median of 3 cases" in shown
+    assert "size 32 x 32: the smallest multiples of 16" in shown
+
+
+def test_a_case_that_cannot_be_looked_at_has_no_part_in_the_plan_and_is_named(tmp_path, cohort):
+    (cohort / "b" / "ct.nii").write_bytes(b"")
+    message = failing(cohort, tmp_path / "out", *AUTO)
+    assert "1 of 3 cases were left out" in message
+    fingerprint = Fingerprint.load(tmp_path / "out")
+    assert [case.case_id for case in fingerprint.excluded] == ["b"]
+
+
+def test_workers_are_as_many_as_the_memory_holds(tmp_path, cohort, monkeypatch, capsys):
+    monkeypatch.setattr(preprocess, "job_bytes", lambda: 500 * 2**20)
+    run(cohort, tmp_path / "out", workers=4)
+    assert "2 instead of 4 workers: each needs up to 0.2 GB of 0.5 GB" in capsys.readouterr().err
+
+
+# --- Where the data lie ----------------------------------------------------------------------------------------------
+
+
+def test_a_cohort_named_by_a_relative_path_is_found_from_elsewhere(tmp_path, cohort, monkeypatch):
+    monkeypatch.chdir(cohort.parent)
+    output = run(Path(cohort.name), tmp_path / "out")
+    monkeypatch.chdir("/")
+    index = ShardIndex.load(output)
+    assert Path(index.cohort).is_absolute() and Cohort.load(Path(index.cohort)).cases
+    assert film(output, "a", "ct")["ct"].shape == SHAPE
+
+
+def test_data_that_cannot_be_written_to_are_only_read(tmp_path, cohort):
+    places = [cohort, *cohort.rglob("*")]
+    times = {place: place.stat().st_mtime_ns for place in places}
+    for place in places:
+        place.chmod(0o555 if place.is_dir() else 0o444)
+    try:
+        run(cohort, tmp_path / "out")
+    finally:
+        for place in places:
+            place.chmod(0o755 if place.is_dir() else 0o644)
+    assert {place: place.stat().st_mtime_ns for place in [cohort, *cohort.rglob("*")]} == times
+
+
+def test_header_noise_in_the_direction_of_one_modality_is_survived(tmp_path):
+    noisy = film_affine()
+    noisy[:3, :3] += np.random.default_rng(0).uniform(-1e-6, 1e-6, (3, 3))
+    volumes = pair(0)
+    cohort = write_cohort(tmp_path / "cohort", {"a": {**volumes, "cbct": Volume(volumes["cbct"].array, noisy)}})
+    frames = film(run(cohort, tmp_path / "out"), "a", "cbct")
+    np.testing.assert_array_equal(frames["cbct"], volumes["cbct"].array.clip(-1024))
