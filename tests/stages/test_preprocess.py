@@ -442,14 +442,14 @@ def test_a_plan_is_made_said_and_kept(tmp_path, cohort, capsys):
     output = run(cohort, tmp_path / "out", *AUTO)
     shown = capsys.readouterr().err
     plan = Plan.load(output)
-    assert (plan.spacing_mm, plan.size) == (SPACING, (32, 32))
+    assert (plan.spacing_mm, plan.size) == (SPACING, (16, 32))
     assert ShardIndex.load(output).plan == plan
     assert all(reason in shown for reason in plan.reasons)
     found = Fingerprint.load(output).cases
     assert [case.case_id for case in found] == ["a", "b", "c"]
     assert (found[0].shape, found[0].spacing_mm) == (SHAPE, SPACING)
     assert found[0].body_mm[0] == SHAPE[0] * SPACING[0] and 60 < found[0].body_mm[1] < 120
-    explicit = run(cohort, tmp_path / "two", "preprocess.size=[32,32]")
+    explicit = run(cohort, tmp_path / "two", "preprocess.size=[16,32]")
     for name in ("a", "b", "c"):
         np.testing.assert_array_equal(film(output, name, "ct")["ct"], film(explicit, name, "ct")["ct"])
 
@@ -467,7 +467,7 @@ def test_a_begun_folder_keeps_its_plan_on_a_machine_with_other_memory(tmp_path, 
     monkeypatch.undo()
     monkeypatch.setattr(preprocess, "ProcessPoolExecutor", Serial)
     message = failing(cohort, output, *AUTO, "preprocess.size=[64,64]", error=ArtifactError)
-    assert "preprocess.size: [32, 32] -> [64, 64]" in message
+    assert "preprocess.size: [16, 32] -> [64, 64]" in message
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, cohort, capsys):
@@ -476,7 +476,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, cohort, capsys):
     assert sorted(tmp_path.rglob("*")) == before
     shown = capsys.readouterr().err
     assert "spacing 4 x 5 x 5 mm: the median of 3 cases" in shown
-    assert "size 32 x 32: the smallest multiples of 16" in shown
+    assert "size 16 x 32: the smallest multiples of 16" in shown
 
 
 def test_a_case_that_cannot_be_looked_at_has_no_part_in_the_plan_and_is_named(tmp_path, cohort):
