@@ -80,6 +80,8 @@ def main() -> None:
         path = Path(folder) / "chest.nii.gz"
         volume, what = chest()
         write_volume(path, volume)
+        small = volume.affine @ np.diag([8.0, 8.0, 8.0, 1.0])
+        write_volume(path.with_name(f"small_{path.name}"), Volume(volume.array[::8, ::8, ::8], small))
         print(f"{what}, {' x '.join(map(str, volume.array.shape))} int16, {path.stat().st_size / 1e6:.1f} MB")
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name, _ in programs}
         pairs: dict[str, list[float]] = {name: [] for name, _ in programs}

@@ -7,7 +7,13 @@ from pipeline.geometry import Volume
 from pipeline.io import write_volume
 from pipeline.settings import CohortSettings
 
-SPLIT = {"fractions": {"train": 0.7, "validation": 0.1, "test": 0.2}, "folds": 0, "train": [], "validation": [], "test": []}
+SPLIT = {
+    "fractions": {"train": 0.7, "validation": 0.1, "test": 0.2},
+    "folds": 0,
+    "train": [],
+    "validation": [],
+    "test": [],
+}
 
 
 def settings(**changes):
