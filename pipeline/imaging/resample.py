@@ -1,7 +1,7 @@
 """Resampling onto another grid, without the aliasing, truncation and half-voxel shifts of common tools.
 
 Planes of the target are made one after another, so that a volume of any length needs the memory of a few planes.
-Sums are formed tap by tap in one order, never by a matrix library: every machine gives the same bits.
+Sums are formed tap by tap in one order, never by BLAS: the number of threads changes no bit.
 """
 
 from __future__ import annotations

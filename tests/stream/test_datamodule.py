@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from makers import configuration, film, write_shards
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.stream.datamodule import ClipDataModule, Position, clip_length_at
+from pipeline.records import Plan
+from pipeline.stream.datamodule import ClipDataModule, Position, as_planned, clip_length_at
 from pipeline.stream.store import SliceStore
 
 FILMS = [film("a", 9), film("b", 6), film("c", 30)]
@@ -262,3 +263,25 @@ def test_a_global_batch_that_the_ranks_cannot_divide_is_refused(store):
         match=r"divided among the ranks .* Found: 2 clips, 3 rank\(s\), accumulate 1. Allowed: a multiple of 3",
     ):
         data.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("auto", "auto"), (6, 24)),
+        (("4", "auto"), (4, 24)),
+        (("auto", "5"), (5, 5)),
+        (("30", "auto"), (30, 30)),
+        (("4", "9"), (4, 9)),
+    ],
+)
+def test_clip_lengths_that_are_auto_are_the_planned_ones_and_what_is_set_wins(store, words, expected):
+    plan = Plan(schema=1, spacing_mm=(2.5, 1, 1), size=(6, 8), clip_length=6, clip_limit=24, memory_gib=8, reasons=[])
+    config = configuration(f"stream.clip_length={words[0]}", f"stream.clip_limit={words[1]}")
+    stream = as_planned(config, store.index.model_copy(update={"plan": plan})).stream
+    assert (stream.clip_length, stream.clip_limit) == expected
+
+
+def test_auto_without_a_plan_says_what_to_set(store):
+    with pytest.raises(ConfigError, match="have no plan"):
+        as_planned(configuration("stream.clip_length=auto"), store.index)
