@@ -95,7 +95,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise ConfigError(f"'cinevox {verb}' takes one input", value=len(config.input))
     if dry_run:
         sys.stdout.write(json.dumps(plain(config), indent=1) + "\n")
-    importlib.import_module(module).run(config)
+    importlib.import_module(module).run(config.model_copy(update={"command": arguments}))
     return 0
 
 

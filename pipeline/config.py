@@ -241,7 +241,7 @@ def _is_plain(value: Any) -> bool:
 
 def plain(config: Config) -> dict[str, Any]:
     """Return the configuration as plain data (no paths, no flags)."""
-    return config.model_dump(mode="json", exclude={*PATH_KEYS, "dry_run"})
+    return config.model_dump(mode="json", exclude={*PATH_KEYS, "dry_run", "command"})
 
 
 def public(config: Config) -> dict[str, Any]:

@@ -22,10 +22,19 @@ from rich.progress import Progress as Bar
 T = TypeVar("T")
 _LINE_EVERY_S = 15.0
 _shown: list[Bar] = []  # the bar on the terminal, if there is one: lines must be printed above it
+_silent = False
+
+
+def silence() -> None:
+    """Say nothing from now on: of several ranks one speaks."""
+    global _silent
+    _silent = True
 
 
 def say(message: str) -> None:
     """Print one line for the user, to stderr (stdout is for results)."""
+    if _silent:
+        return
     if _shown:
         _shown[-1].console.print(message, markup=False, highlight=False, soft_wrap=True)
         return
@@ -68,7 +77,7 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
 @contextmanager
 def share_bar(label: str) -> Iterator[Callable[[float], None]]:
     """Yield a function that takes the share done, 0 to 1: it moves a bar on a terminal, and is silent in a log."""
-    if not sys.stderr.isatty():
+    if _silent or not sys.stderr.isatty():
         yield lambda share: None
         return
     with _bar(TaskProgressColumn(), TimeRemainingColumn()) as bar:

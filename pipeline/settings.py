@@ -182,7 +182,7 @@ class StreamSettings(Section):
     clip_stride: Count  # distance between the first slices of two clips
     clips_per_epoch: Annotated[int, Field(ge=0)]  # 0: every clip once
     global_batch: Count  # clips per optimiser step, over all ranks
-    accumulate: Count  # micro-batches per optimiser step: global_batch = ranks x micro-batch x accumulate
+    accumulate: Count  # backward passes per optimiser step: global_batch = ranks x clips of a pass x accumulate
     augment: AugmentSettings
     threads: Count
     prefetch: Count
@@ -219,15 +219,20 @@ class TrainerSettings(Section):
 
     budget: BudgetSettings
     accelerator: Literal["auto", "cpu", "gpu"]
-    precision: Literal["auto", "fp32", "bf16-mixed"]
+    devices: Count  # ranks per node: GPUs, or processes on a CPU
+    nodes: Count
+    rank_timeout_s: Positive  # how long a rank waits for the others before it gives up
+    precision: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed"]
     compile: bool  # torch.compile
-    threads: Annotated[int, Field(ge=0)]  # of torch; 0: its own choice
+    recompute: bool  # activations of residual blocks are computed again going backward, not kept
+    threads: Annotated[int, Field(ge=0)]  # of torch, per rank; 0: its own choice
     validations: Count  # over the budget
     validation_segments: Count  # stretches of neighbouring slices, evenly over the validation films
     validation_slices: Count  # per stretch
     checkpoint_steps: Annotated[int, Field(ge=0)]  # 0: only at validations
     keep_every: Annotated[int, Field(ge=0)]  # keep a checkpoint for good every N steps; 0: none
     nan_limit: Count
+    attempts: Annotated[int, Field(ge=0)]  # starts without progress before the run refuses another; 0: no limit
     panels: bool
     resume: bool  # true: a checkpoint must exist
     force: bool
@@ -268,7 +273,7 @@ class TranslateSettings(Section):
     weights: Literal["ema", "raw"]
     label: str  # shown in tables; empty: the run's label
     outside: float  # value outside the film and outside the mask, in the target's unit
-    precision: Literal["auto", "fp32", "bf16-mixed", "bf16"]  # bf16: weights too, except the heads'
+    precision: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16"]  # bf16: weights too, except the heads'
     compile: bool  # torch.compile
 
 
@@ -335,3 +340,4 @@ class Config(Section):
     reference: Path | None = None
     mask: Path | None = None
     dry_run: bool = False
+    command: list[str] = Field(default_factory=list)  # the words of the command line, for the ranks that it starts

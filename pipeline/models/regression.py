@@ -70,15 +70,16 @@ class Regression(Translator):
 
     def training_step(self, batch: Batch, step: int) -> None:
         """Learn from the frames of a clip that have all their neighbours."""
-        source, target, mask = batch["source"], batch["target"], batch["mask"]
-        last = source.shape[1] - self.neighbours
-        centres = list(range(self.neighbours, last))
-        prediction = self._predict(self.network, source, centres)
-        losses = {"l1_loss": masked_l1(prediction, target[:, centres], mask[:, centres])}
         rate = self.learning_rate * warm_cosine(self.budget_share, self.warm_up)
-        update = Update(self._all_optimizers()[0], total_loss(losses), rate)
-        self.guarded_step([update], self.network, self.max_norm)
-        self.log_losses([losses], source.shape[0])
+        losses: list[dict[str, torch.Tensor]] = []
+        for part in self.parts(batch):
+            source, target, mask = part["source"], part["target"], part["mask"]
+            centres = list(range(self.neighbours, source.shape[1] - self.neighbours))
+            prediction = self._predict(self.network, source, centres)
+            losses.append({"l1_loss": masked_l1(prediction, target[:, centres], mask[:, centres])})
+            update = Update(self._all_optimizers()[0], total_loss(losses[-1]), rate)
+            self.guarded_step([update], self.network, self.max_norm)
+        self.log_losses(losses, batch["source"].shape[0])
 
     def _predict(self, network: nn.Module, film: torch.Tensor, centres: list[int]) -> torch.Tensor:
         """Predict the named frames of (batch, frames, channels, height, width); edges are repeated."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +71,8 @@ class Translator(LightningModule):
     """A method: it learns from clips and translates whole volumes.
 
     ``budget_share`` (0 to 1) is set by the trainer before each batch, and ``accumulate`` (backward passes per
-    optimiser step) once; learning rates are functions of the share, so that a resumed run continues exactly.
+    optimiser step, each over its part of the batch) once; learning rates are functions of the share, so that a
+    resumed run continues exactly.
     ``skipped_steps`` counts steps with non-finite losses or gradients; ``skipped_in_a_row`` counts the batches with
     such steps since the last good one.
     """
@@ -93,6 +94,8 @@ class Translator(LightningModule):
         self._passes = 0
         self._finite: list[torch.Tensor] = []
         self._pending: dict[int, Update] = {}  # optimisers with gradients, by id
+        self._scalers: list[torch.amp.GradScaler] = []  # one per optimiser, for fp16 only
+        self._scaler_states: list[dict[str, Any]] = []
 
     def translate(
         self,
@@ -169,11 +172,32 @@ class Translator(LightningModule):
 
     # ---- the guarded step -------------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        """Make a gradient scaler for each optimiser where training runs in fp16."""
+        if self.trainer.precision == "16-mixed":
+            self.scale_gradients(self.device.type)
+
+    def scale_gradients(self, device: str) -> None:
+        """Scale each optimiser's loss by a factor of its own, which adapts; a checkpoint's factors are taken up."""
+        self._scalers = [torch.amp.GradScaler(device) for _ in self._all_optimizers()]
+        for scaler, state in zip(self._scalers, self._scaler_states, strict=False):
+            scaler.load_state_dict(state)
+
+    def parts(self, batch: Batch) -> list[dict[str, Any]]:
+        """Split a batch along its clips into ``accumulate`` parts of one size, each for one backward pass."""
+        count = batch["source"].shape[0] // self.accumulate
+        tensors = ("source", "target", "mask", "target_mask")
+        return [
+            {**batch, **{name: batch[name][i * count : (i + 1) * count] for name in tensors if name in batch}}
+            for i in range(self.accumulate)
+        ]
+
     def guarded_step(self, updates: Sequence[Update], network: nn.Module, max_norm: float = 0.0) -> bool:
-        """Run all backward passes, then step every optimiser, or none if anything is not finite on any rank.
+        """Run a backward pass, then step every optimiser, or none if anything is not finite on any rank.
 
         Args:
-            updates: One per optimiser that takes part. A graph may hold another's weights only as constants.
+            updates: One per optimiser that takes part. A graph may hold another's weights only as constants, so one
+                backward pass (and one exchange among the ranks) serves all.
             network: Whose average is updated after a step.
             max_norm: Largest norm of one optimiser's gradients; 0: no limit.
 
@@ -181,18 +205,24 @@ class Translator(LightningModule):
             Whether the optimisers stepped; False too while gradients are still being accumulated.
         """
         start = time.perf_counter()
+        self._passes += 1
+        last = self._passes == self.accumulate
+        totals = [self._scaler(update.optimizer).scale(update.total) for update in updates]
+        with nullcontext() if last else self._without_exchange():
+            self.manual_backward(torch.stack(totals).sum() / self.accumulate)
         for update in updates:
-            self.manual_backward(update.total / self.accumulate)
             self._finite.append(torch.isfinite(update.total.detach()))
             self._pending[id(update.optimizer)] = update._replace(total=update.total.detach())
         backward = time.perf_counter()
         self.seconds["backward"] += backward - start
-        self._passes += 1
-        if self._passes < self.accumulate:
+        if not last:
             return False
         self._passes = 0
         pending = list(self._pending.values())
         for update in pending:
+            scaler = self._scaler(update.optimizer)
+            if scaler.is_enabled():
+                scaler.unscale_(update.optimizer.optimizer)
             weights = [p for group in update.optimizer.param_groups for p in group["params"] if p.grad is not None]
             norm = nn.utils.get_total_norm([p.grad for p in weights])
             self._finite.append(torch.isfinite(norm))
@@ -214,11 +244,24 @@ class Translator(LightningModule):
             self.skipped_in_a_row += not self._counted
             self._counted = True
         for update in pending:
+            if (scaler := self._scaler(update.optimizer)).is_enabled():
+                scaler.update()
             update.optimizer.zero_grad(set_to_none=True)
         # Under autocast the low-precision copies of the weights live until its end, here: several steps later.
         torch.clear_autocast_cache()
         self.seconds["optimiser"] += time.perf_counter() - backward
         return stepped
+
+    def _scaler(self, optimizer: Any) -> torch.amp.GradScaler:
+        """Return the optimiser's gradient scaler; one that does nothing where there are none."""
+        if not self._scalers:
+            return torch.amp.GradScaler("cpu", enabled=False)
+        return self._scalers[self._all_optimizers().index(optimizer)]
+
+    def _without_exchange(self) -> AbstractContextManager[Any]:
+        """Return the context in which DDP keeps gradients on their rank: more of them will be added first."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if hasattr(strategy, "block_backward_sync") else nullcontext()
 
     def _all_optimizers(self) -> list[Any]:
         """Return the optimisers as a list, also where there is only one."""
@@ -245,14 +288,16 @@ class Translator(LightningModule):
         self.log_dict(means, on_step=True, on_epoch=False, batch_size=batch_size)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the counters of skipped steps."""
+        """Add the counters of skipped steps and the gradient scalers."""
         checkpoint["skipped"] = {"steps": self.skipped_steps, "in_a_row": self.skipped_in_a_row}
+        checkpoint["scalers"] = [scaler.state_dict() for scaler in self._scalers]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counters of skipped steps."""
+        """Restore the counters of skipped steps and the gradient scalers."""
         skipped = checkpoint.get("skipped", {})
         self.skipped_steps = int(skipped.get("steps", 0))
         self.skipped_in_a_row = int(skipped.get("in_a_row", 0))
+        self._scaler_states = list(checkpoint.get("scalers", []))
 
     @staticmethod
     def only_one(samples: int) -> None:

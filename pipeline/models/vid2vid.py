@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,17 @@ SLICES_AT_ONCE = 8  # of a generator that is not recurrent, in translate
 def grown(count: int, stages: int, share: float) -> int:
     """Return a number of frames at a share of the budget: it doubles at each of ``stages`` equal parts."""
     return int(count * 2 ** min(int(share * stages), stages - 1))
+
+
+@dataclass
+class _Walk:
+    """Clips on their way through the windows, (batch, frames, channels, height, width)."""
+
+    source: torch.Tensor
+    target: torch.Tensor
+    mask: torch.Tensor
+    known: References
+    done: list[torch.Tensor] = field(default_factory=list)  # generated frames of earlier windows, detached
 
 
 class Vid2Vid(Translator):
@@ -174,38 +187,46 @@ class Vid2Vid(Translator):
 
     def training_step(self, batch: Batch, step: int) -> None:
         """Walk one batch of clips (batch, frames, channels, height, width) in windows and learn from each."""
-        source, target, mask = batch["source"], batch["target"], batch["mask"]
         window = grown(self.frames_per_step, self.frames_growth, self.budget_share)
-        done: list[torch.Tensor] = []  # generated frames of earlier windows, detached: (batch, channels, h, w)
-        windows: list[dict[str, torch.Tensor]] = []
-        with references(
-            self.reference_flow, target, self.reference_strides(), self.flow_network, self.registration
-        ) as known:
-            for start in range(0, source.shape[1], window):
-                times = list(range(start, min(start + window, source.shape[1])))
-                frames = self._generate(source, done, times)
-                registration = known.extend(times[-1] + 1)
-                film = [*done, *(frame.image for frame in frames)]
-                images = torch.stack([frame.image for frame in frames], 1)
-                composed = any(frame.flow is not None for frame in frames)
-                raw = torch.stack([frame.raw for frame in frames], 1) if composed else None
-                losses, discriminator = self._image_terms(source[:, times], target[:, times], images, raw)
-                terms, temporal = self._temporal_terms(target, film, known, times)
-                losses |= terms
-                losses |= self._flow_losses(target, film, frames, known, times)
-                if self.weights["l1"]:
-                    losses["l1_loss"] = self.weights["l1"] * masked_l1(images, target[:, times], mask[:, times])
+        losses: list[dict[str, torch.Tensor]] = []
+        with ExitStack() as stack:
+            walks = [self._walk_of(part, stack) for part in self.parts(batch)]
+            for start in range(0, batch["source"].shape[1], window):
+                times = list(range(start, min(start + window, batch["source"].shape[1])))
+                losses += [self._learn(walk, times) for walk in walks]
+        self.log_losses(losses, batch["source"].shape[0])
 
-                self.guarded_step(self._updates(losses, discriminator, temporal, registration), self.generator)
-                losses["discriminator_loss"] = discriminator
-                losses |= {f"temporal_discriminator_{scale}_loss": loss for scale, loss in temporal.items()}
-                if registration is not None:
-                    losses["registration_loss"] = registration
-                losses["masked_l1"] = masked_l1(images.detach(), target[:, times], mask[:, times])
-                windows.append({name: value.detach() for name, value in losses.items()})
-                # A damaged frame is skipped by the guard; it must not spoil the rest of the clip as its past.
-                done.extend(images.detach().nan_to_num(0.0).unbind(1))
-        self.log_losses(windows, source.shape[0])
+    def _walk_of(self, part: Batch, stack: ExitStack) -> _Walk:
+        """Begin to walk the clips of a part of the batch."""
+        learnt = self.flow_network, self.registration
+        known = references(self.reference_flow, part["target"], self.reference_strides(), *learnt)
+        return _Walk(part["source"], part["target"], part["mask"], stack.enter_context(known))
+
+    def _learn(self, walk: _Walk, times: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Generate a window of frames, learn from it, and return its losses."""
+        source, target, mask = (film[:, list(times)] for film in (walk.source, walk.target, walk.mask))
+        frames = self._generate(walk.source, walk.done, times)
+        registration = walk.known.extend(times[-1] + 1)
+        film = [*walk.done, *(frame.image for frame in frames)]
+        images = torch.stack([frame.image for frame in frames], 1)
+        composed = any(frame.flow is not None for frame in frames)
+        raw = torch.stack([frame.raw for frame in frames], 1) if composed else None
+        losses, discriminator = self._image_terms(source, target, images, raw)
+        terms, temporal = self._temporal_terms(walk.target, film, walk.known, times)
+        losses |= terms
+        losses |= self._flow_losses(walk.target, film, frames, walk.known, times)
+        if self.weights["l1"]:
+            losses["l1_loss"] = self.weights["l1"] * masked_l1(images, target, mask)
+
+        self.guarded_step(self._updates(losses, discriminator, temporal, registration), self.generator)
+        losses["discriminator_loss"] = discriminator
+        losses |= {f"temporal_discriminator_{scale}_loss": loss for scale, loss in temporal.items()}
+        if registration is not None:
+            losses["registration_loss"] = registration
+        losses["masked_l1"] = masked_l1(images.detach(), target, mask)
+        # A damaged frame is skipped by the guard; it must not spoil the rest of the clip as its past.
+        walk.done.extend(images.detach().nan_to_num(0.0).unbind(1))
+        return {name: value.detach() for name, value in losses.items()}
 
     def _updates(
         self,

@@ -6,14 +6,18 @@ Writes  output=RUN        config.json, checkpoints/, metrics.csv, panels/, W&B f
 Main options
   model=vid2vid|vid2vid_slice|regression|identity     or experiment=NAME, which sets any group
   trainer.budget.minutes=N  trainer.budget.steps=N    learning rate and clip length follow the share used
-  trainer.precision=auto|fp32|bf16-mixed              auto: bf16 where the hardware has it
+  trainer.precision=auto|fp32|bf16-mixed|fp16-mixed   auto: bf16 where the hardware has it; fp16 on a GPU only
+  trainer.devices=N  trainer.nodes=N                  ranks of DDP; several nodes are started by srun or torchrun
+  stream.global_batch=N  stream.accumulate=N          clips per step over all ranks; in so many backward passes
+  trainer.recompute=true                              less memory: activations are computed again going backward
   trainer.compile=true                                torch.compile: a slow first step, faster ones after it
   stream.clip_length  stream.clip_growth              frames of a clip, and how often it doubles
   fold=K                                              cross-validation: leave fold K for the test, the next to validate
   tracking=offline|none
 
-The same command continues an unfinished run at exactly the next sample; trainer.resume=true insists that there is
-one. Changed settings are refused with their difference; trainer.force=true takes them and records it.
+The same command continues an unfinished run at exactly the next sample, also on another number of ranks;
+trainer.resume=true insists that there is one. Changed settings are refused with their difference; trainer.force=true
+takes them and records it.
 """
 
 from __future__ import annotations
@@ -27,22 +31,41 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from pipeline.artifacts import atomic_path, check_free_space, claim_output, write_json
+from pipeline.artifacts import Claim, atomic_path, check_free_space, claim_output, write_json
 from pipeline.config import build, public
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.networks.cpu_layers import lay_out
-from pipeline.progress import duration, say, share_bar
+from pipeline.progress import duration, say, share_bar, silence
 from pipeline.settings import Config
 from pipeline.stream.datamodule import ClipDataModule, as_planned, clip_length_at
+from pipeline.stream.sampler import micro_batch
 from pipeline.stream.store import SliceStore
 from pipeline.tracking.identity import run_id
 from pipeline.tracking.table import TableLogger
+from pipeline.training.attempts import count_attempt
 from pipeline.training.budget import Budget
-from pipeline.training.checkpoint import FOLDER, LAST, Checkpoints, describe, load_checkpoint
+from pipeline.training.checkpoint import FOLDER, LAST, Checkpoints, describe, newest_valid
 from pipeline.training.compilation import check_compiler, compile_networks
 from pipeline.training.epoch_line import EpochLine
 from pipeline.training.heap import keep_freed_memory
-from pipeline.training.precision import device_for, has_native_bf16, resolve_precision
+from pipeline.training.memory import recompute_activations, telling_what_to_lower
+from pipeline.training.precision import (
+    Precision,
+    check_devices,
+    device_for,
+    has_native_bf16,
+    lightning_plugin,
+    resolve_precision,
+)
+from pipeline.training.ranks import (
+    decided_by_the_first,
+    has_launcher,
+    joined,
+    launch,
+    must_launch,
+    strategy_for,
+    this_rank,
+)
 from pipeline.training.validation import Validation
 
 # Settings that change neither what is learnt nor in which order: a run may go on with others.
@@ -59,45 +82,100 @@ _FREE = {
     "evaluate",
     "report",
 }
-_FREE_TRAINER = {"resume", "force", "panels", "allow_packages", "keep_every", "checkpoint_steps"}
+_FREE_TRAINER = {
+    "resume",
+    "force",
+    "panels",
+    "allow_packages",
+    "keep_every",
+    "checkpoint_steps",
+    "devices",
+    "nodes",
+    "recompute",
+    "attempts",
+    "rank_timeout_s",
+}
 _FREE_STREAM = {"threads", "prefetch", "accumulate"}
 
 
 def run(config: Config) -> None:
     """Train a method, or continue training it."""
-    shards, output = config.input[0], config.output
+    shards, output, trainer = config.input[0], config.output, config.trainer
     assert output is not None
+    launching = must_launch(trainer.devices, trainer.nodes)
+    device = device_for(trainer.accelerator)
+    precision = resolve_precision(trainer.precision, device)
+    check_devices(device, trainer.devices)
     with SliceStore(shards) as store:
         config = as_planned(config, store.index)
         data = ClipDataModule(store, config)
+        micro_batch(
+            config.stream.global_batch, ranks=trainer.devices * trainer.nodes, accumulate=config.stream.accumulate
+        )
         pl.seed_everything(config.seed, verbose=False)
-        method = build(config.model.module, config.trainer.allow_packages)
+        method = build(config.model.module, trainer.allow_packages)
         method.check_pairing(config.stream.pairing)
-        if config.trainer.compile:
-            check_compiler(device_for(config.trainer.accelerator))
+        if trainer.compile:
+            check_compiler(device)
         longest = max(clip_length_at(config.stream, share) for share in (0.0, 1.0))
         method.check_stream(config.stream.clip_length, longest)
+        method.accumulate = config.stream.accumulate
+        if trainer.recompute:
+            recompute_activations(method)
         size = sum(p.numel() for p in method.parameters())
         needed = 4 * 5 * size + 50_000_000
-        say(f"{config.model.name}: {size / 1e6:.2f} M parameters; {len(data.slices)} training films")
+        if this_rank().first and not has_launcher():
+            say(f"{config.model.name}: {size / 1e6:.2f} M parameters; {len(data.slices)} training films")
         if config.dry_run:
             say(f"Would train into '{output}', at most {needed / 1e6:.0f} MB on disk")
             return
+        if not launching:
+            with joined(device, trainer.rank_timeout_s) as here:
+                if not here.first:
+                    silence()
+                _claim_and_fit(config, store, data, method, output, needed, device, precision)
+            return
+    launch(trainer.devices, config.command)
+
+
+def _claim_and_fit(
+    config: Config,
+    store: SliceStore,
+    data: ClipDataModule,
+    method: pl.LightningModule,
+    output: Path,
+    needed: int,
+    device: torch.device,
+    precision: Precision,
+) -> None:
+    """Claim the output folder (the first rank does), train what is left, and mark the run as finished."""
+    claims: list[Claim] = []
+
+    def decide() -> dict[str, Any]:
         check_free_space(output, needed)
         claim = claim_output(output, "train", _deciding(config, store), force=config.trainer.force)
-        last = output / FOLDER / LAST
+        claims.append(claim)
         if claim.finished:
             say(f"'{output}' is finished already; nothing to do")
-            return
-        if config.trainer.resume and not last.exists():
+            return {"finished": True}
+        found = newest_valid(output)
+        if config.trainer.resume and found is None:
             raise CheckpointError(
                 f"No checkpoint to resume in '{output}'", remedy="Leave out trainer.resume to start from the beginning"
             )
+        progress = found[1]["progress"] if found else None
+        count_attempt(output, progress["step"] if progress else 0, config.trainer)
         write_json(output / "config.json", public(config))
-        with share_bar("train") as show:
-            _fit(config, store, data, method, output, last if last.exists() else None, show)
+        return {"finished": False, "resume": str(found[0]) if found else None, "progress": progress}
+
+    decided = decided_by_the_first(decide)
+    if decided["finished"]:
+        return
+    with share_bar("train") as show:
+        _fit(config, store, data, method, output, decided, show, device, precision)
+    for claim in claims:
         claim.finish()
-        say(f"Run finished: '{output}'")
+    say(f"Run finished: '{output}'")
 
 
 def _deciding(config: Config, store: SliceStore) -> dict[str, Any]:
@@ -114,22 +192,24 @@ def _fit(
     data: ClipDataModule,
     method: pl.LightningModule,
     run: Path,
-    resume: Path | None,
+    decided: dict[str, Any],
     show: Callable[[float], None],
+    device: torch.device,
+    precision: Precision,
 ) -> None:
-    settings = config.trainer
-    device = device_for(settings.accelerator)
-    precision = resolve_precision(settings.precision, device)
+    settings, here = config.trainer, this_rank()
     if precision == "bf16-mixed" and not has_native_bf16(device):
         say("This hardware has no bf16 products: bf16-mixed will be many times slower than fp32")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    say(f"Training on {device.type} in {precision}, {torch.get_num_threads()} threads")
+    if settings.threads or here.local_count > 1:
+        torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // here.local_count))
+    ranks = f"{here.count} ranks, each " if here.count > 1 else ""
+    say(f"Training on {ranks}{device.type} in {precision}, {torch.get_num_threads()} threads")
     record = describe(config, store.index)
     if not any(p.requires_grad for p in method.parameters()):
         # Nothing to learn: the checkpoint still says how inputs are to be prepared.
-        with atomic_path(run / FOLDER / LAST) as partial:
-            torch.save({"cinevox": record, "state_dict": method.state_dict()}, partial)
+        if here.first:
+            with atomic_path(run / FOLDER / LAST) as partial:
+                torch.save({"cinevox": record, "state_dict": method.state_dict()}, partial)
         return
     keep_freed_memory(device)
     lay_out(method, device)
@@ -138,23 +218,25 @@ def _fit(
     budget = Budget(settings.budget, settings.nan_limit, show)
     checkpoints = Checkpoints(run, record, budget, every=settings.checkpoint_steps, keep_every=settings.keep_every)
     validation = Validation(store, config, run, budget, checkpoints)
-    if resume is not None:
-        # Also checks the file before Lightning opens it.
-        budget.restore(load_checkpoint(resume)["progress"])
+    if decided["progress"] is not None:
+        budget.restore(decided["progress"])
         say(f"Continuing at step {budget.step}, {duration(budget.seconds)} of training so far")
         if budget.share >= 1:
             return  # killed after its last step: another one would be beyond the budget
     # Lightning's hints on hardware and other products are noise in a job's log.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    loggers = _loggers(config, run, budget)
-    loggers[0].forget_after(budget.step)
+    loggers = _loggers(config, run, budget) if here.first else []
+    if here.first:
+        loggers[0].forget_after(budget.step)
     with warnings.catch_warnings():
         # Lightning's advice on worker processes and steps per epoch does not apply to this loader.
         warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
-            precision="bf16-mixed" if precision == "bf16-mixed" else "32-true",
+            devices=settings.devices,
+            num_nodes=settings.nodes,
+            strategy=strategy_for(here),
+            plugins=[lightning_plugin(precision, device)],
             logger=loggers,
             callbacks=[budget, EpochLine(budget, validation, config.tracking.log_every), validation, checkpoints],
             max_epochs=-1,
@@ -169,7 +251,8 @@ def _fit(
             deterministic="warn" if settings.deterministic else False,
         )
         try:
-            trainer.fit(method, datamodule=data, ckpt_path=resume, weights_only=True)
+            with telling_what_to_lower():
+                trainer.fit(method, datamodule=data, ckpt_path=decided["resume"], weights_only=True)
         except SystemExit:
             # Lightning's way out of Ctrl-C.
             if not trainer.interrupted:

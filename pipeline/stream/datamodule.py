@@ -105,7 +105,8 @@ class ClipDataModule(pl.LightningDataModule):
         """
         config, trainer, stream = self.config, self.trainer, self.config.stream
         ranks = trainer.world_size if trainer else 1
-        batch = micro_batch(stream.global_batch, ranks=ranks, accumulate=stream.accumulate)
+        # A step's clips come at once; the method goes through them in stream.accumulate parts.
+        batch = stream.accumulate * micro_batch(stream.global_batch, ranks=ranks, accumulate=stream.accumulate)
         sequence = self._current()
         targets = self._targets(sequence)
         short = tuple(sorted({*sequence.short_cases, *(targets.short_cases if targets else ())}))
@@ -178,24 +179,18 @@ class ClipDataModule(pl.LightningDataModule):
         return unpaired_targets(self.target_slices, sequence, seed=self.config.seed, stride=stride)
 
     def advance(self) -> None:
-        """Note that all ranks trained on one more micro-batch."""
+        """Note that all ranks trained on one more global batch."""
         assert self.loader is not None
         self.position.sample += self.loader.samples_per_step
         if self.position.sample >= len(self.loader.sequence):
             self.position = Position(self.position.epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position after the last whole optimiser step as plain numbers.
-
-        Gradients that are still being accumulated are not kept, so their samples come again after a resume.
-        """
-        return asdict(self._whole(self.position))
+        """Return the position as plain numbers."""
+        return asdict(self.position)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a stored position, on any number of ranks and with any accumulation."""
+        position, batch = Position(**state_dict), self.config.stream.global_batch
         # The global batch may be another one too (trainer.force).
-        self.position = self._whole(Position(**state_dict))
-
-    def _whole(self, position: Position) -> Position:
-        batch = self.config.stream.global_batch
-        return replace(position, sample=position.sample // batch * batch)
+        self.position = replace(position, sample=position.sample // batch * batch)

@@ -118,7 +118,7 @@ def _clips(
 
 
 def micro_batch(global_batch: int, *, ranks: int, accumulate: int) -> int:
-    """Return the clips that one rank reads at a time: global batch = ranks x micro-batch x accumulation.
+    """Return the clips of one rank's backward pass: global batch = ranks x micro-batch x accumulation.
 
     Raises:
         ConfigError: The global batch cannot be divided so.
@@ -135,10 +135,10 @@ def micro_batch(global_batch: int, *, ranks: int, accumulate: int) -> int:
 
 
 def rank_share(sample: int, *, rank: int, ranks: int, batch: int) -> NDArray[np.int64]:
-    """Return which samples a rank reads of the micro-batch that begins with ``sample`` of the sequence.
+    """Return which samples a rank reads of the global batch that begins with ``sample`` of the sequence.
 
-    A micro-batch over all ranks is a stretch of the sequence, so that any number of ranks, with any accumulation,
-    walks along the same order, and every rank takes as many steps as the others.
+    A global batch is a stretch of the sequence, so that any number of ranks walks along the same order, and every
+    rank takes as many steps as the others.
     """
     first = sample + rank * batch
     return np.arange(first, first + batch)

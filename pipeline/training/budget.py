@@ -10,17 +10,20 @@ import pytorch_lightning as pl
 
 from pipeline.errors import TrainingError
 from pipeline.settings import BudgetSettings
+from pipeline.training.ranks import first_ranks_number
 
 
 class Budget(pl.Callback):
     """Counts our steps (batches) and seconds, tells the share to the method and the datamodule, and ends the fit.
 
     Lightning's ``global_step`` counts every optimiser's step, so it is not used. Time spent in validation counts.
+    ``share`` is what of the budget is used, 0 to 1.
     """
 
     def __init__(self, settings: BudgetSettings, nan_limit: int, show: Callable[[float], None]) -> None:
         self.settings, self.nan_limit, self.show = settings, nan_limit, show
         self.step = 0
+        self.share = 0.0
         self._used_before = 0.0
         self._started = time.monotonic()
 
@@ -29,15 +32,14 @@ class Budget(pl.Callback):
         """Seconds of training so far, over all restarts."""
         return self._used_before + time.monotonic() - self._started
 
-    @property
-    def share(self) -> float:
-        """Share of the budget that is used, 0 to 1."""
+    def _measure(self) -> None:
+        """Take the share of the budget that is used, 0 to 1; the same on all ranks."""
         shares = []
         if self.settings.steps:
             shares.append(self.step / self.settings.steps)
         if self.settings.minutes:
-            shares.append(self.seconds / (60 * self.settings.minutes))
-        return min(1.0, max(shares))
+            shares.append(first_ranks_number(self.seconds) / (60 * self.settings.minutes))
+        self.share = min(1.0, max(shares))
 
     def progress(self) -> dict[str, Any]:
         """Return plain numbers for a checkpoint."""
@@ -46,6 +48,8 @@ class Budget(pl.Callback):
     def restore(self, progress: dict[str, Any]) -> None:
         """Continue from a checkpoint's numbers."""
         self.step, self._used_before = int(progress["step"]), float(progress["seconds"])
+        self._started = time.monotonic()
+        self._measure()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -57,9 +61,9 @@ class Budget(pl.Callback):
         self._tell(trainer, pl_module)
 
     def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        share = self.share
-        pl_module.budget_share = share  # type: ignore[assignment]
-        trainer.datamodule.budget_share = share  # type: ignore[attr-defined]
+        self._measure()
+        pl_module.budget_share = self.share  # type: ignore[assignment]
+        trainer.datamodule.budget_share = self.share  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Count the step; stop when the budget is used, abort when nothing but non-finite steps comes."""

@@ -11,7 +11,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipeline import __version__
 from pipeline.artifacts import atomic_path
 from pipeline.config import build, public
 from pipeline.errors import CheckpointError, TrainingError
+from pipeline.progress import say
 from pipeline.records import ShardIndex
 from pipeline.settings import Config
 from pipeline.training.budget import Budget
@@ -29,6 +30,7 @@ from pipeline.training.budget import Budget
 SCHEMA = 1
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
 SNAPSHOT = "not-finite.ckpt"
 
@@ -87,12 +89,42 @@ def load_checkpoint(place: Path) -> dict[str, Any]:
             remedy=f"Use another one in '{path.parent}'",
         ) from None
     record = data.get("cinevox") if isinstance(data, dict) else None
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA or "state_dict" not in data:
+    if not isinstance(record, dict) or "state_dict" not in data:
+        raise CheckpointError(f"'{path.name}' is not a Cinevox checkpoint", remedy="Use one that 'cinevox train' wrote")
+    if record.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"'{path.name}' is not a Cinevox checkpoint of schema {SCHEMA}",
-            value=record.get("schema") if isinstance(record, dict) else "no record",
+            f"Checkpoint '{path.name}' was written by Cinevox {record.get('cinevox', '(unknown)')}",
+            value=f"schema {record.get('schema')}",
+            allowed=f"schema {SCHEMA}, of Cinevox {__version__}",
+            remedy="Install the version that wrote it, or train again",
         )
     return data
+
+
+def newest_valid(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the furthest checkpoint of a run that can be read, with its content; None where there is none at all.
+
+    A damaged ``last.ckpt`` is passed over aloud: the one before it is kept for this.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none can be read.
+    """
+    folder = run / FOLDER
+    kept = sorted(folder.glob("step-*.ckpt"), reverse=True)
+    refused: CheckpointError | None = None
+    for path in (folder / LAST, folder / PREVIOUS, *kept):
+        if not path.exists():
+            continue
+        try:
+            data = load_checkpoint(path)
+        except CheckpointError as error:
+            say(f"{error} Passed over")
+            refused = refused or error
+            continue
+        return path, data
+    if refused is not None:
+        raise refused
+    return None
 
 
 def load_method(data: dict[str, Any], allowed: Sequence[str] = ()) -> pl.LightningModule:
@@ -153,19 +185,30 @@ class Checkpoints(pl.Callback):
             self.save(trainer)
         if self.keep_every and step % self.keep_every == 0:
             self.save(trainer)
-            self._link(f"step-{step:08d}.ckpt")
+            if trainer.is_global_zero:
+                self._link(f"step-{step:08d}.ckpt")
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Write ``last.ckpt``: a new file takes its place only when it is whole and synced."""
-        with atomic_path(self.folder / LAST) as partial:
+        """Write ``last.ckpt``: a new file takes its place only when it is whole and synced.
+
+        Every rank takes part (the state is gathered together), the first writes. The one before stays beside it.
+        """
+        self._write(trainer, LAST, before=lambda: self._link(PREVIOUS))
+
+    def _write(self, trainer: pl.Trainer, name: str, before: Callable[[], None] = lambda: None) -> None:
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.folder / name, weights_only=False)  # writes on the first rank only
+            return
+        with atomic_path(self.folder / name) as partial:
             trainer.save_checkpoint(partial, weights_only=False)
+            before()
 
     def save_if_best(self, trainer: pl.Trainer, value: float) -> bool:
         """Save, and keep as ``best.ckpt`` when ``value`` is the lowest so far."""
         better = value < self.best
         self.best = min(value, self.best)
         self.save(trainer)
-        if better:
+        if better and trainer.is_global_zero:
             self._link(BEST)
         return better
 
@@ -176,10 +219,11 @@ class Checkpoints(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Keep a snapshot of what went wrong, without touching the last good checkpoint."""
         if isinstance(exception, TrainingError):
-            with atomic_path(self.folder / SNAPSHOT) as partial:
-                trainer.save_checkpoint(partial, weights_only=False)
+            self._write(trainer, SNAPSHOT)
 
     def _link(self, name: str) -> None:
+        if not (self.folder / LAST).exists():
+            return
         # A hard link costs nothing ('last' is replaced, never written into); some file systems have none.
         link = self.folder / f".partial.{name}"
         link.unlink(missing_ok=True)

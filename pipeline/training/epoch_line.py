@@ -45,7 +45,7 @@ class EpochLine(pl.Callback):
         """End of a step: log throughput and memory now and then."""
         self._step_seconds += time.perf_counter() - self._batch_start
         self._steps += 1
-        self._frames += batch["source"].shape[0] * batch["source"].shape[1]
+        self._frames += trainer.world_size * batch["source"].shape[0] * batch["source"].shape[1]
         if self.budget.step % self.log_every == 0:
             used = time.perf_counter() - self._start
             values = {

@@ -21,6 +21,7 @@ from pipeline.stream.loader import physical_frames
 from pipeline.stream.store import SliceStore
 from pipeline.training.budget import Budget
 from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.ranks import summed, this_rank
 
 PANELS = "panels"
 # Level and width of the panels, in the middle between soft tissue and bone; MR uses its own window.
@@ -62,12 +63,13 @@ class Validation(pl.Callback):
             self.checkpoints.save(trainer)
             return
         index = self.store.index
+        here = this_rank()
         errors, voxels, shown = 0.0, 0, None
         training = pl_module.training
         pl_module.eval()
         # No random state is touched: a validated run and another one end with the same weights.
         with torch.inference_mode(), torch.random.fork_rng(), trainer.precision_plugin.forward_context():
-            for case, first, count in self.segments:
+            for case, first, count in self.segments[here.rank :: here.count]:
                 source, target, mask = self._frames(case, first, count)
                 prediction = pl_module.translate(  # type: ignore[operator]
                     torch.from_numpy(source).unsqueeze(1).to(pl_module.device),
@@ -82,10 +84,11 @@ class Validation(pl.Callback):
                 if shown is None or case.case_id != shown[0]:
                     shown = (case.case_id, source[count // 2], predicted[count // 2], target[count // 2], case)
         pl_module.train(training)
-        self.last = errors / max(voxels, 1)
+        error, inside_all = summed([errors, voxels])
+        self.last = error / max(inside_all, 1)
         unit = index.modalities[self.config.target].unit.lower().replace(".", "")
         better = self.checkpoints.save_if_best(trainer, self.last)
-        if shown is not None and self.config.trainer.panels:
+        if shown is not None and self.config.trainer.panels and here.first:
             self._panel(trainer, *shown[1:])
         for logger in trainer.loggers:
             logger.log_metrics({f"validation/mae_{unit}": self.last}, step=self.budget.step)

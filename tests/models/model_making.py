@@ -75,3 +75,9 @@ def weights_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Return whether two sets of weights are equal bit by bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def draw_head(method: Translator) -> None:
+    """Give a regression's head weights: it starts at zero, and then sees nothing but the source it is added to."""
+    for network in (method.network, method.averaged(method.network)):
+        torch.nn.init.normal_(network.head[1].weight, 0.0, 0.1)

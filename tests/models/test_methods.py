@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from miniatures import MINIATURE
-from model_making import MODALITIES, make_batch, make_film, make_method, same, train, weights_of
+from model_making import MODALITIES, draw_head, make_batch, make_film, make_method, same, train, weights_of
 
 from pipeline.config import conf_folder
 from pipeline.errors import ConfigError
-from pipeline.models.translator import Translator
+from pipeline.training.memory import recompute_activations
 
 # Lightning's own, about a class of torch.utils that torch renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
@@ -119,25 +119,81 @@ def test_the_learning_rate_is_a_function_of_the_share_alone(name):
     assert rates[0] == rates[1]
 
 
-def test_two_half_batches_accumulate_to_one_whole():
-    whole, halves = make_method("regression"), make_method("regression")
-    together = make_batch(2, batch=2)
-    parts = [{k: v[i : i + 1] if isinstance(v, torch.Tensor) else v for k, v in together.items()} for i in range(2)]
-    for method in (whole, halves):
-        method.budget_share = 0.5
-    halves.accumulate = 2
-    train(whole, [together])
-    trainer = train(halves, parts)
-    assert trainer.global_step == 1
-    # Of the head only: Adam turns the vanishing gradients of biases before a norm into random signs.
-    for one, other in zip(whole.network.head[1].parameters(), halves.network.head[1].parameters(), strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_batch_accumulated_in_parts_is_learnt_from_as_a_whole(name):
+    """In plain SGD, which shows the gradients; Adam turns the rounding of vanishing ones into random signs."""
+    states, steps = [], []
+    for accumulate in (1, 2):
+        method = make_method(name, "ema_decay=0")
+        method.accumulate, method.budget_share = accumulate, 0.4
+        if name == "regression":
+            torch.manual_seed(0)
+            draw_head(method)
+        networks = [o.param_groups for o in _listed(method.configure_optimizers())]
+        method.configure_optimizers = lambda groups=networks: [torch.optim.SGD(g, lr=1e-4) for g in groups]
+        batch = make_batch(3, batch=4)
+        batch["mask"][0, ..., 5:] = 0  # masks of other sizes
+        trainer = train(method, [batch])
+        steps.append(trainer.global_step)
+        states.append(weights_of(method))
+    assert steps[0] == steps[1] > 0
+    for key, value in states[0].items():
+        assert torch.allclose(value, states[1][key], atol=1e-5, rtol=1e-4), key
 
 
-def draw_head(method: Translator) -> None:
-    """Give a regression's head weights: it starts at zero, and then sees nothing but the source it is added to."""
-    for network in (method.network, method.averaged(method.network)):
-        torch.nn.init.normal_(network.head[1].weight, 0.0, 0.1)
+def _listed(optimizers):
+    return optimizers if isinstance(optimizers, list) else [optimizers]
+
+
+def test_every_optimiser_has_a_gradient_scaler_of_its_own_in_fp16():
+    """The scaler of the one that overflows backs off; none steps; a checkpoint keeps all of them."""
+    method, plain = make_method("vid2vid_slice", "ema_decay=0"), make_method("vid2vid_slice", "ema_decay=0")
+    method.on_train_start = lambda: method.scale_gradients("cpu")  # CPUs have no fp16 training to call it for
+    train(plain, [make_batch(1)])
+    train(method, [make_batch(1)])
+    for key, value in weights_of(plain).items():
+        assert torch.allclose(value, weights_of(method)[key], atol=1e-6), key  # a power of two changes nothing
+    before = weights_of(method)
+    generator, discriminator = method._scalers
+    last = method.generator.image_head.weight
+    hook = last.register_hook(lambda gradient: gradient * float("inf"))
+    scales = generator.get_scale(), discriminator.get_scale()
+    method.on_train_start = lambda: None
+    train(method, [make_batch(1, seed=4)])
+    hook.remove()
+    assert same(before, weights_of(method))
+    assert method.skipped_steps == 1
+    assert generator.get_scale() == scales[0] / 2
+    assert discriminator.get_scale() == scales[1]
+    checkpoint: dict = {}
+    method.on_save_checkpoint(checkpoint)
+    other = make_method("vid2vid_slice", "ema_decay=0")
+    other.on_load_checkpoint(checkpoint)
+    other.on_train_start = lambda: other.scale_gradients("cpu")
+    train(other, [make_batch(1)])
+    assert [s.get_scale() for s in other._scalers] == [generator.get_scale(), discriminator.get_scale()]
+
+
+@pytest.mark.parametrize("name", ["regression", "vid2vid"])
+def test_recomputed_activations_save_memory_and_change_no_number(name):
+    states, kept = [], []
+    for recompute in (False, True):
+        method, film = make_method(name), make_film(4)[0]
+        if recompute:
+            recompute_activations(method)
+        numbers: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, n=numbers: n.append(t.numel()) or t, lambda t: t):
+            _ = method.network(film) if name == "regression" else method._alone(method.generator, film)
+        kept.append(sum(numbers))
+        train(method, [make_batch(3)])
+        states.append(weights_of(method))
+    assert same(*states)
+    assert kept[1] < 0.8 * kept[0]
+
+
+def test_what_cannot_be_recomputed_is_refused():
+    with pytest.raises(ConfigError, match="no residual block"):
+        recompute_activations(torch.nn.Linear(1, 1))
 
 
 def test_regression_with_neighbours_sees_them_and_only_them():

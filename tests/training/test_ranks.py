@@ -1,0 +1,214 @@
+"""Several ranks: the same result as one, the same end for all, and an end that loses nothing."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.__main__ import main
+from pipeline.errors import ConfigError
+from pipeline.training import ranks
+from pipeline.training.ranks import must_launch, this_rank
+
+HERE = Path(__file__).parent
+COMMON = [
+    "source=t1n",
+    "tracking=none",
+    "trainer.precision=fp32",
+    "trainer.threads=1",
+    "trainer.budget.minutes=0",
+    "trainer.validations=1",
+    "trainer.validation_segments=2",
+    "trainer.validation_slices=4",
+    "stream.clip_growth=1",
+    "stream.augment.shift_pixels=1",
+    "stream.global_batch=4",
+    "stream.threads=1",
+]
+METHODS = {
+    "regression": [
+        "stream.clip_length=3",
+        "model.module.network.widths=[4,8]",
+        "model.module.network.residual_units=1",
+    ],
+    "vid2vid": [
+        "stream.clip_length=7",
+        "stream.clip_limit=7",
+        "model.module.generator.width=4",
+        "model.module.generator.downsamplings=2",
+        "model.module.generator.blocks=2",
+        "model.module.image_discriminator.width=4",
+        "model.module.temporal_discriminator.width=4",
+        "model.module.weight_l1=10",
+    ],
+}
+
+
+def arguments(shards: Path, output: Path, method: str, *extra: str) -> list[str]:
+    return ["train", f"input={shards}", f"output={output}", f"model={method}", *COMMON, *METHODS[method], *extra]
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    # A session of its own, as a job has: what is killed there does not touch the tests.
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *command], stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def finish(command: list[str]) -> str:
+    process = start(command)
+    message = process.communicate(timeout=300)[1].decode()
+    assert process.returncode == 0, message
+    return message
+
+
+def checkpoint(run: Path) -> dict:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture
+def ranks_of_the_environment(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_who_this_rank_is_comes_from_torchrun_or_slurm(ranks_of_the_environment):
+    assert this_rank() == ranks.Ranks(0, 1, 0, 1)
+    assert must_launch(2, 1)
+    assert not must_launch(1, 1)
+    with pytest.raises(ConfigError, match="srun or torchrun"):
+        must_launch(2, 2)
+    for name, value in (("SLURM_PROCID", "5"), ("SLURM_STEP_NUM_TASKS", "8"), ("SLURM_LOCALID", "1")):
+        ranks_of_the_environment.setenv(name, value)
+    ranks_of_the_environment.setenv("SLURM_STEP_NUM_NODES", "2")
+    assert this_rank() == ranks.Ranks(5, 8, 1, 4)
+    assert not must_launch(4, 2)
+    with pytest.raises(ConfigError, match=r"8 ranks. Allowed: trainer.devices=2 x trainer.nodes=2 = 4"):
+        must_launch(2, 2)
+
+
+def test_two_ranks_learn_as_one_would_skip_together_and_follow_the_first():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, HERE / "two_ranks.py"],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    ended = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    first, second = (json.loads(out) for out, _ in ended)
+    assert first["decided"] == second["decided"] == "rank 0"
+    assert first["first"] == second["first"] == 7
+    assert first["sum"] == second["sum"] == [2, 1]
+    assert (first["refused"], second["refused"]) == ("with the reason", 2)
+    assert first["vid2vid"] == second["vid2vid"]
+    assert first["vid2vid"]["kept"]
+    assert first["vid2vid"]["moved"]
+    assert first["vid2vid"]["skipped"] == 3  # one per frame
+    assert first["unlike"] == second["unlike"]
+    assert len(first["unlike"]) >= 6
+    assert max(first["unlike"].values()) < 2e-4, first["unlike"]  # of the largest gradient, in float32
+
+
+def test_a_global_batch_that_does_not_divide_is_refused_before_any_rank_starts(tiny_shards, tmp_path, capsys):
+    command = arguments(tiny_shards, tmp_path / "run", "regression", "trainer.devices=3", "trainer.budget.steps=1")
+    assert main(command) == 2
+    assert "stream.global_batch cannot be divided" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def descendants(process: subprocess.Popen) -> list[int]:
+    """Return the ranks of a launcher, by process id."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+KILLED = [
+    "trainer.devices=2",
+    "trainer.checkpoint_steps=1",
+    "trainer.attempts=0",
+    "stream.global_batch=2",
+    "model.module.frames_per_step=4",
+    "model.module.ema_decay=0.9",
+]
+
+
+def assert_equal_ends(one: dict, other: dict) -> None:
+    assert one["progress"]["step"] == other["progress"]["step"]
+    assert one["ClipDataModule"] == other["ClipDataModule"]
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][name]), name
+    for a, b in zip(one["optimizer_states"], other["optimizer_states"], strict=True):
+        for key, state in a["state"].items():
+            assert all(torch.equal(state[n], b["state"][key][n]) for n in state)
+
+
+def test_a_killed_rank_ends_the_run_which_then_goes_on_to_the_same_end(tiny_shards, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    extra = [*KILLED, "trainer.budget.steps=6"]
+    finish(arguments(tiny_shards, whole, "vid2vid", *extra))
+    victim = start(arguments(tiny_shards, broken, "vid2vid", *extra))
+    last = broken / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 200
+    while not last.exists() and victim.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    second_rank = max(descendants(victim))
+    os.kill(second_rank, signal.SIGKILL)
+    killed = time.monotonic()
+    message = victim.communicate(timeout=60)[1].decode()
+    assert time.monotonic() - killed < 30
+    assert victim.returncode == 2, message
+    assert "was killed by SIGKILL" in message
+    assert 0 < checkpoint(broken)["progress"]["step"] < 6
+    assert "Continuing at step" in finish(arguments(tiny_shards, broken, "vid2vid", *extra))
+    assert_equal_ends(checkpoint(whole), checkpoint(broken))
+
+
+@pytest.mark.long
+def test_killed_at_twenty_random_points_the_end_is_that_of_an_unbroken_run(tiny_shards, tmp_path):
+    """Launcher, first or second rank, in start-up, in a step, in a save or in validation."""
+    draw = random.Random(2026)
+    extra = [*KILLED, "trainer.budget.steps=60", "trainer.validations=6"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    before = time.monotonic()
+    finish(arguments(tiny_shards, whole, "vid2vid", *extra))
+    seconds = time.monotonic() - before
+    last, kills, steps = broken / "checkpoints" / "last.ckpt", 0, []
+    while kills < 20:
+        victim = start(arguments(tiny_shards, broken, "vid2vid", *extra))
+        reached = checkpoint(broken)["progress"]["step"] if last.exists() else 0
+        if reached < 55:  # leave something to do for the next ones
+            deadline = time.monotonic() + 100
+            while time.monotonic() < deadline and victim.poll() is None:
+                if last.exists() and (draw.random() < 0.02 or checkpoint(broken)["progress"]["step"] > reached):
+                    break
+                time.sleep(0.05)
+            time.sleep(draw.random() * 0.15 * seconds / 60)
+        else:
+            time.sleep(draw.random() * seconds / 3)
+        group = [victim.pid, *descendants(victim)]
+        os.kill(draw.choice(group), signal.SIGKILL)
+        victim.communicate(timeout=100)
+        time.sleep(1.5)  # a launcher's ranks end when they see that it is gone
+        kills += 1
+        steps.append(checkpoint(broken)["progress"]["step"] if last.exists() else 0)
+    finish(arguments(tiny_shards, broken, "vid2vid", *extra))
+    assert len(set(steps)) > 10, steps
+    assert_equal_ends(checkpoint(whole), checkpoint(broken))

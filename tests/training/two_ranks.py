@@ -1,0 +1,96 @@
+"""What two connected ranks do together; prints one JSON line per rank. Started by test_ranks.py."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+
+import pytorch_lightning as pl
+import torch
+from miniatures import MINIATURE
+from model_making import draw_head, make_batch, make_method, weights_of
+
+from pipeline.errors import ConfigError
+from pipeline.training.ranks import decided_by_the_first, first_ranks_number, joined, strategy_for, summed
+
+
+def train(method, batches, **settings):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        **({"devices": 2, "strategy": strategy_for(here)} | settings),
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(method, torch.utils.data.DataLoader(batches, batch_size=None))
+
+
+def fingerprint(method):
+    return {name: float(value.double().abs().sum()) for name, value in weights_of(method).items()}
+
+
+def damaged_on_one_rank(name):
+    """The second rank's first batch is not finite: both skip it, both take the next, and stay equal."""
+    method = make_method(name)
+    bad = make_batch(3, seed=here.rank)
+    if here.rank == 1:
+        bad["target"][:] = float("nan")
+    before = fingerprint(method)
+    train(method, [bad])
+    kept, skipped = fingerprint(method) == before, method.skipped_steps
+    train(method, [make_batch(3, seed=5 + here.rank)])
+    return {"kept": kept, "skipped": skipped, "moved": fingerprint(method) != before, "weights": fingerprint(method)}
+
+
+def gradients(method):
+    """What Adam has kept of the first step's gradients; the weights would show random signs of vanishing ones."""
+    return [v["exp_avg"] for o in method.trainer.optimizers for v in o.state.values()]
+
+
+def unlike_one_rank(name, accumulate):
+    """The largest difference of the gradients of a step on two ranks from those of one with the whole batch."""
+    # One window, so one step. A long walk through random networks multiplies the rounding of other batch sizes.
+    frames = 7 if accumulate == 1 else 3
+    settings = [f"frames_per_step={frames}", "generator.flow_scale=1"] if name.startswith("vid2vid") else []
+    whole, shared = make_method(name, *settings), make_method(name, *settings)
+    shared.accumulate = accumulate
+    if name == "regression":
+        for method in (whole, shared):
+            torch.manual_seed(0)
+            draw_head(method)
+    batch = make_batch(frames, batch=4)
+    batch["mask"][0, ..., 5:] = 0  # masks of other sizes
+    train(whole, [batch], strategy="auto", devices=1)
+    own = slice(2 * here.rank, 2 * here.rank + 2)
+    tensors = ("source", "target", "mask")
+    train(shared, [{**batch, **{key: batch[key][own].contiguous() for key in tensors}}])
+    pairs = list(zip(gradients(whole), gradients(shared), strict=True))
+    largest = max(float(one.abs().max()) for one, _ in pairs)
+    return max(float((one - other).abs().max()) for one, other in pairs) / largest
+
+
+def refuse():
+    raise ConfigError("The first rank says no")
+
+
+torch.set_num_threads(1)
+with joined(torch.device("cpu"), 60) as here:
+    found = {
+        "rank": here.rank,
+        "decided": decided_by_the_first(lambda: f"rank {here.rank}"),
+        "first": first_ranks_number(float(here.rank + 7)),
+        "sum": summed([1.0, float(here.rank)]),
+        "vid2vid": damaged_on_one_rank("vid2vid"),
+        "unlike": {f"{n} {a}": unlike_one_rank(n, a) for n in MINIATURE if n != "identity" for a in (1, 2)},
+    }
+    try:
+        decided_by_the_first(refuse)
+    except ConfigError:
+        found["refused"] = "with the reason"
+    except SystemExit as error:
+        found["refused"] = error.code
+    sys.stdout.write(json.dumps(found) + "\n")
