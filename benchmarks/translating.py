@@ -3,20 +3,21 @@
 python benchmarks/translating.py [--quick] [--threads N] [--rounds N] [--slices N] [--no-compile]
 
 All ways have the same weights and the same normalised volume in memory. Times are medians of interleaved rounds, on
-the clock and of the processor (the latter also hold where other programs run); the
-peak of the memory is that of a process which does nothing else. CINEVOX_DATA=DIR takes slices of a real CT (else a
+the clock and of the processor (the latter also hold where other programs run); every way has a process of its own.
+MONAI's takes its best batch, with glibc's heap as it is and ("heap") with the setting that Cinevox makes.
+CINEVOX_DATA=DIR takes slices of a real CT (else a
 phantom). Errors are against fp32, in HU of a window of 3072 HU, for a head of random weights (a fresh head is zero).
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,7 +106,6 @@ def with_slice_inferer(network: nn.Module, batch: int, precision: str) -> Way:
 
 def with_cinevox(method: Regression, precision: str, compiled: bool) -> Way:
     """Return what ``cinevox translate`` runs on a film."""
-    keep_freed_memory(CPU)
     lay_out(method, CPU)
     if precision == "bf16":
         round_weights(method)
@@ -123,11 +123,23 @@ def make_way(name: str, quick: bool) -> Way:
     """Build a way by its name in the table: LIBRARY PRECISION [BATCH|compile]."""
     library, precision, *more = name.split()
     method, sizes = make_method(quick)
+    if library == "cinevox" or "heap" in more:
+        keep_freed_memory(CPU)
     if library == "cinevox":
         return with_cinevox(method, precision, "compile" in more)
     published = MonaiNetwork(sizes["widths"], sizes["residual_units"]).eval()
     published.load_state_dict(method.network.state_dict())
-    return with_slice_inferer(published if library == "monai" else method.network, int(more[0]), precision)
+    return with_slice_inferer(published, int(more[0]), precision)
+
+
+def work(name: str, film: torch.Tensor, quick: bool, folder: Path) -> None:
+    """Translate once per line on the standard input, and answer with seconds, processor seconds and peak MB."""
+    way = make_way(name, quick)
+    for _ in sys.stdin:
+        start, used = time.perf_counter(), time.process_time()
+        result = way(film)
+        print(time.perf_counter() - start, time.process_time() - used, own_peak_mb(), flush=True)
+    np.save(folder / f"{name}.npy", result.numpy())
 
 
 def own_peak_mb() -> float:
@@ -136,11 +148,34 @@ def own_peak_mb() -> float:
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
-def peak_mb(name: str, options: argparse.Namespace) -> float:
-    """Return the peak memory of a process that translates twice this way."""
-    command = [sys.executable, __file__, "--only", name, f"--threads={options.threads}", f"--slices={options.slices}"]
-    result = subprocess.run(command + ["--quick"] * options.quick, capture_output=True, text=True, check=True)
-    return float(result.stdout.split()[-1])
+class Worker:
+    """A process that knows one way only, so that neither its heap nor its memory are another's."""
+
+    def __init__(self, name: str, options: argparse.Namespace, folder: Path) -> None:
+        command = [sys.executable, __file__, "--only", name, f"--threads={options.threads}", f"--folder={folder}"]
+        command += ["--quick"] * options.quick
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.seconds: list[float] = []
+        self.busy: list[float] = []
+        self.first = self.ask()
+        self.seconds.clear()
+        self.busy.clear()
+
+    def ask(self) -> float:
+        """Translate once; returns the seconds."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(file=self.process.stdin, flush=True)
+        seconds, busy, self.peak = (float(word) for word in self.process.stdout.readline().split())
+        self.seconds.append(seconds)
+        self.busy.append(busy)
+        return seconds
+
+    def finish(self) -> None:
+        """Let the process save its last result and end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        if self.process.wait():
+            raise SystemExit("a worker failed")
 
 
 def main() -> None:
@@ -152,63 +187,46 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=100)
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.only:
-        film = torch.rand(
-            options.slices, 1, *[64 if options.quick else 256] * 2
-        )  # reading a file has a peak of its own
-        way = make_way(options.only, options.quick)
-        for _ in range(2):
-            way(film)
-        print(own_peak_mb())
+        film = torch.from_numpy(np.load(options.folder / "film.npy"))
+        work(options.only, film, options.quick, options.folder)
         return
 
-    film = make_volume(options.quick, options.slices)
     names = ["cinevox fp32", "cinevox bf16-mixed", "cinevox bf16"]
     names += [] if options.no_compile else ["cinevox bf16 compile"]
-    names += [f"{library} bf16-mixed {batch}" for library in ("monai", "monai-ours") for batch in MONAI_BATCHES]
-    ways, first, results = {name: make_way(name, options.quick) for name in names}, {}, {}
-    for name, way in ways.items():
-        start = time.perf_counter()
-        results[name] = way(film)
-        first[name] = time.perf_counter() - start
+    names += [f"monai bf16-mixed {batch}{heap}" for heap in ("", " heap") for batch in MONAI_BATCHES]
+    film = make_volume(options.quick, options.slices)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        np.save(folder / "film.npy", film.numpy())
+        workers = {name: Worker(name, options, folder) for name in names}
+        for _ in range(1 if options.quick else options.rounds):
+            for worker in workers.values():
+                worker.ask()
+        for worker in workers.values():
+            worker.finish()
+        results = {name: np.load(folder / f"{name}.npy") for name in names}
+    clock = {name: statistics.median(worker.seconds) for name, worker in workers.items()}
+    busy = {name: statistics.median(worker.busy) for name, worker in workers.items()}
+    plain = min((n for n in names if n[0] == "m" and "heap" not in n), key=busy.__getitem__)
+    tuned = min((n for n in names if "heap" in n), key=busy.__getitem__)
     exact = results["cinevox fp32"]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    processor: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(1 if options.quick else options.rounds):
-        for name, way in ways.items():
-            gc.collect()
-            start, used = time.perf_counter(), time.process_time()
-            way(film)
-            seconds[name].append(time.perf_counter() - start)
-            processor[name].append(time.process_time() - used)
-    busy = {name: statistics.median(values) for name, values in processor.items()}
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    best = {
-        lib: min((n for n in names if n.split()[0] == lib), key=busy.__getitem__) for lib in ("monai", "monai-ours")
-    }
-    shown = [*(n for n in names if n.startswith("cinevox")), *best.values()]
-    print(
-        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {options.threads} thread(s), ",
-        end="",
-    )
-    print(f"film {tuple(film.shape)}, residual of {HU_PER_UNIT * float((exact - film).std()):.0f} HU")
+    spread = HU_PER_UNIT * float((exact - film.numpy()).std())
+    print(f"{platform.machine()}, torch {torch.__version__}, {options.threads} thread(s), ", end="")
+    print(f"film {tuple(film.shape)}, residual of {spread:.0f} HU (standard deviation)")
     print("| way | median s | ratio | processor s | ratio | first s | peak MB | HU error mean | HU error max |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for name in shown:
-        error = HU_PER_UNIT * (results[name] - exact).abs()
+    for name in [n for n in names if n.startswith("cinevox")] + [plain, tuned]:
+        error = HU_PER_UNIT * np.abs(results[name] - exact)
         print(
-            f"| {name} | {medians[name]:.2f} | {medians[best['monai']] / medians[name]:.2f} "
-            f"| {busy[name]:.2f} | {busy[best['monai']] / busy[name]:.2f} | {first[name]:.1f} "
-            f"| {peak_mb(name, options):.0f} "
-            f"| {float(error.mean()):.2f} | {float(error.max()):.1f} |"
+            f"| {name} | {clock[name]:.2f} | {clock[plain] / clock[name]:.2f} "
+            f"| {busy[name]:.2f} | {busy[plain] / busy[name]:.2f} | {workers[name].first:.1f} "
+            f"| {workers[name].peak:.0f} | {error.mean():.2f} | {error.max():.1f} |"
         )
-    print(
-        "ratio: how many times faster than monai, which is SliceInferer on MONAI's own U-Net, best batch of",
-        MONAI_BATCHES,
-        "; monai-ours: on Cinevox's layers",
-    )
+    print(f"ratio: how many times faster than '{plain}', MONAI's best batch of {MONAI_BATCHES}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.losses.reconstruction import masked_l1
 from pipeline.models.translator import Batch, Translator, Update, evaluating, total_loss, warm_cosine
 
-SLICES_AT_ONCE = 4  # in translate; bounds the memory, and more were no faster
+SLICES_AT_ONCE = 2  # in translate; bounds the memory, and more were no faster
 
 
 class Regression(Translator):

@@ -56,11 +56,14 @@ def compile_networks(method: nn.Module) -> None:
 def compile_for_inference(method: nn.Module) -> None:
     """Compile the networks of a method that will not learn any more: weights become constants of the kernels.
 
-    Their averages are compiled instead where they exist.
+    The whole process is set so, because dynamo reads the setting itself and not the options of one compilation.
     """
+    import torch._inductor.config as inductor  # slow to import
+
+    inductor.freezing = True
     averages = [child.module for child in method.children() if isinstance(child, AveragedModel)]
     for network in [*averages, *trained_networks(method)]:
-        network.compile(options={"freezing": True})
+        network.compile()
 
 
 def _computes(network: nn.Module) -> bool:

@@ -52,6 +52,15 @@ def test_instance_norm_is_pytorch_s(batch, channels, height, width, affine, lay)
         assert torch.allclose(found, wanted, atol=1e-6)  # the kernels keep statistics of gradients in float32
 
 
+def test_large_images_are_normalised_alike_with_and_without_gradients():
+    images = channels_last(torch.randn(2, 3, 32, 40))
+    norm = InstanceNorm2d(3)
+    with torch.no_grad():
+        quick = norm(images)
+    assert is_channels_last(quick)
+    assert torch.allclose(quick, norm(images), atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lay", [planes, channels_last])
 def test_norm_and_activation_keep_format_and_type(dtype, lay):
