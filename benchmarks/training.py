@@ -1,6 +1,6 @@
 """A training step of regression and vid2vid: seconds in fp32, bf16 and compiled, and what stands beside its networks.
 
-python benchmarks/training.py [--quick] [--threads N] [--rounds N] [--compile] [--run]
+python benchmarks/training.py [--quick] [--methods NAME ...] [--threads N] [--rounds N] [--compile] [--run]
 
 Bare means: the calls of the networks that one step makes, recorded and run again with the same inputs, and a backward
 pass from ones through each; no losses, optical flow, optimiser, guard or logging. --run also trains on phantoms with
@@ -27,6 +27,7 @@ from pipeline.config import build, compose
 from pipeline.models.translator import Translator
 from pipeline.networks.cpu_layers import lay_out
 from pipeline.training.compilation import compile_networks, trained_networks
+from pipeline.training.heap import keep_freed_memory
 from pipeline.training.precision import autocast, has_native_bf16
 
 CPU = torch.device("cpu")
@@ -176,13 +177,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny networks, to see that it runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--compile", action="store_true", help="also compiled steps; minutes")
     parser.add_argument("--run", action="store_true", help="also a run of `cinevox train` on phantoms")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory(CPU)
     print(f"torch {torch.__version__}, {options.threads} thread(s), bf16 in hardware: {has_native_bf16(CPU)}")
     print("| method, precision, way | first s | median s | processor s | ratio (processor) |\n|---|---|---|---|---|")
-    for name in METHODS:
+    for name in options.methods:
         compare(name, options)
     if options.run:
         train_on_phantoms()
