@@ -118,4 +118,4 @@ class Regression(Translator):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam; its learning rate is set before each step."""
-        return torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
+        return torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, fused=True)
