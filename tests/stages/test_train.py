@@ -188,14 +188,101 @@ def _start(command: list[str]) -> subprocess.Popen:
 
 
 def test_a_run_killed_after_its_last_step_takes_no_further_one(finished, tiny_shards, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    record = json.loads((run / "stage.json").read_text())
-    (run / "stage.json").write_text(json.dumps({**record, "finished": False}))
+    run = unfinished(finished, tmp_path / "run")
     before = (run / "checkpoints" / "last.ckpt").read_bytes()
     assert main(arguments(tiny_shards, run, *REGRESSION, "trainer.budget.steps=6")) == 0
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
     assert json.loads((run / "stage.json").read_text())["finished"]
+
+
+def unfinished(run: Path, to: Path) -> Path:
+    """Copy a finished run as one that was killed before it could say so."""
+    shutil.copytree(run, to)
+    record = json.loads((to / "stage.json").read_text())
+    (to / "stage.json").write_text(json.dumps({**record, "finished": False}))
+    return to
+
+
+LONGER = [*REGRESSION, "trainer.budget.steps=8", "trainer.force=true"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"half of a", None])
+def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(damage, finished, tiny_shards, tmp_path, capsys):
+    run = unfinished(finished, tmp_path / "run")
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-2000] if damage is None else damage)
+    before = (run / "run.json").read_bytes() if (run / "run.json").exists() else None
+    assert main(arguments(tiny_shards, run, *LONGER)) == 0
+    message = capsys.readouterr().err
+    assert "last.ckpt' is damaged" in message
+    assert "Passed over" in message
+    assert "Continuing at step 6" in message  # the validation and the end of the budget saved both
+    assert torch.load(last, weights_only=True)["progress"]["step"] == 8
+    assert before is None or (run / "run.json").read_bytes() == before
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(finished, tiny_shards, tmp_path, capsys):
+    run = unfinished(finished, tmp_path / "run")
+    for path in (run / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    assert main(arguments(tiny_shards, run, *LONGER)) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_version_is_named_with_its_version(finished, tiny_shards, tmp_path, capsys):
+    data = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    data["cinevox"] |= {"schema": 0, "cinevox": "0.0.3"}
+    torch.save(data, tmp_path / "old.ckpt")
+    command = ["translate", f"checkpoint={tmp_path / 'old.ckpt'}", f"input={tiny_shards}", f"output={tmp_path / 'o'}"]
+    assert main([*command, "source=t1n"]) == 2
+    assert "was written by Cinevox 0.0.3. Found: schema 0. Allowed: schema 1" in capsys.readouterr().err
+
+
+def test_hyper_parameters_in_a_checkpoint_run_nothing(finished, tiny_shards, tmp_path):
+    """Lightning before 2.6.6 called what ``_instantiator`` names."""
+    run, trap = unfinished(finished, tmp_path / "run"), tmp_path / "sprung"
+    for name in ("last.ckpt", "previous.ckpt"):
+        data = torch.load(run / "checkpoints" / name, weights_only=True)
+        data["hyper_parameters"] = {"_instantiator": "os.mkdir", "path": str(trap)}
+        data["hparams_name"] = "kwargs"
+        torch.save(data, run / "checkpoints" / name)
+    assert main(arguments(tiny_shards, run, *LONGER)) == 0
+    assert not trap.exists()
+
+
+def test_a_run_that_never_gets_further_is_not_started_for_ever(tiny_shards, tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise ValueError("always the same")
+
+    command = arguments(tiny_shards, tmp_path / "run", *REGRESSION, "trainer.budget.steps=3", "trainer.attempts=2")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.models.regression.Regression.training_step", fail)
+        assert [main(command) for _ in range(3)] == [1, 1, 2]
+    message = capsys.readouterr().err
+    assert "was started 2 times at step 0" in message
+    assert main(command) == 2  # still, although the cause is gone
+    assert main([*command, "trainer.force=true"]) == 0
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_names_the_settings_that_help(error, tiny_shards, tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("pipeline.models.regression.Regression.training_step", fail)
+    assert main(arguments(tiny_shards, tmp_path / "run", *REGRESSION, "trainer.budget.steps=3")) == 2
+    message = capsys.readouterr().err
+    assert "stream.accumulate" in message
+    assert "stream.clip_limit" in message
+
+
+def test_fp16_on_a_cpu_and_more_gpus_than_there_are_are_refused_first(tiny_shards, tmp_path, capsys):
+    command = arguments(tiny_shards, tmp_path / "run", *REGRESSION, "trainer.budget.steps=1")
+    assert main([*command, "trainer.precision=fp16-mixed", "trainer.accelerator=cpu"]) == 2
+    assert "fp16-mixed needs a GPU" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_run_says_how_to_go_on(tiny_shards, tmp_path):
