@@ -149,7 +149,8 @@ def _passing_on_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
                 process.send_signal(number)
 
     handlers = {signal.SIGTERM: pass_on, signal.SIGUSR1: pass_on}
-    handlers[signal.SIGINT] = pass_on if not sys.stdin.isatty() else lambda number, frame: None
+    by_hand = sys.stdin is not None and sys.stdin.isatty()
+    handlers[signal.SIGINT] = (lambda number, frame: None) if by_hand else pass_on
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
