@@ -38,6 +38,11 @@ def warm_cosine(share: float, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (share - warm_up) / (1 - warm_up))))
 
 
+def grown(count: int, stages: int, share: float) -> int:
+    """Return a number of frames at a share of the budget: it doubles at each of ``stages`` equal parts."""
+    return int(count * 2 ** min(int(share * stages), stages - 1))
+
+
 def total_loss(losses: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return the sum of all ``*_loss`` entries, which carry their weights already."""
     return torch.stack([value for name, value in losses.items() if name.endswith("_loss")]).sum()

@@ -22,7 +22,7 @@ from pipeline.losses.flow import FLOW_TERMS, composition_terms
 from pipeline.losses.reconstruction import masked_l1
 from pipeline.losses.registration import RegistrationLoss
 from pipeline.models.reference_flow import References, references
-from pipeline.models.translator import Batch, Translator, Update, evaluating, frozen, linear_decay, total_loss
+from pipeline.models.translator import Batch, Translator, Update, evaluating, frozen, grown, linear_decay, total_loss
 from pipeline.models.vid2vid_checks import check_clips, check_settings
 from pipeline.networks.flow_unet import FlowUNet
 from pipeline.networks.initialisation import initialise_normal
@@ -31,11 +31,6 @@ from pipeline.networks.vid2vid_generator import Frame, Vid2VidGenerator
 from pipeline.networks.weights_file import read_network
 
 SLICES_AT_ONCE = 8  # of a generator that is not recurrent, in translate
-
-
-def grown(count: int, stages: int, share: float) -> int:
-    """Return a number of frames at a share of the budget: it doubles at each of ``stages`` equal parts."""
-    return int(count * 2 ** min(int(share * stages), stages - 1))
 
 
 @dataclass
