@@ -6,8 +6,8 @@ from model_making import MODALITIES, make_batch, make_film, make_method, same, t
 
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.losses.flow import FLOW_TERMS
-from pipeline.models.translator import frozen, linear_decay, warm_cosine
-from pipeline.models.vid2vid import Vid2Vid, grown
+from pipeline.models.translator import frozen, grown, linear_decay, warm_cosine
+from pipeline.models.vid2vid import Vid2Vid
 
 # Lightning's own, about a class of torch.utils that torch renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
