@@ -190,30 +190,30 @@ def test_a_killed_rank_ends_the_run_which_then_goes_on_to_the_same_end(tiny_shar
 def test_killed_at_twenty_random_points_the_end_is_that_of_an_unbroken_run(tiny_shards, tmp_path):
     """Launcher, first or second rank, in start-up, in a step, in a save or in validation."""
     draw = random.Random(2026)
-    extra = [*KILLED, "trainer.budget.steps=60", "trainer.validations=6"]
+    extra = [*KILLED, "trainer.budget.steps=60", "trainer.validations=12"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     before = time.monotonic()
     finish(arguments(tiny_shards, whole, "vid2vid", *extra))
     seconds = time.monotonic() - before
-    last, kills, steps = broken / "checkpoints" / "last.ckpt", 0, []
-    while kills < 20:
+    last, reached = broken / "checkpoints" / "last.ckpt", [0]
+    for _ in range(20):
         victim = start(arguments(tiny_shards, broken, "vid2vid", *extra))
-        reached = checkpoint(broken)["progress"]["step"] if last.exists() else 0
-        if reached < 55:  # leave something to do for the next ones
-            deadline = time.monotonic() + 100
-            while time.monotonic() < deadline and victim.poll() is None:
-                if last.exists() and (draw.random() < 0.02 or checkpoint(broken)["progress"]["step"] > reached):
-                    break
-                time.sleep(0.05)
-            time.sleep(draw.random() * 0.15 * seconds / 60)
-        else:
-            time.sleep(draw.random() * seconds / 3)
-        group = [victim.pid, *descendants(victim)]
-        os.kill(draw.choice(group), signal.SIGKILL)
+        wanted = reached[-1] + draw.choice([0, 1, 2, 3, 4])
+        if wanted == reached[-1]:
+            time.sleep(draw.random() * seconds / 3)  # most of it is start-up
+        deadline = time.monotonic() + 120
+        while wanted > reached_step(last) and victim.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(draw.random() * seconds / 60)
+        assert victim.poll() is None, victim.communicate()
+        os.kill(draw.choice([victim.pid, *descendants(victim)]), signal.SIGKILL)
         victim.communicate(timeout=100)
         time.sleep(1.5)  # a launcher's ranks end when they see that it is gone
-        kills += 1
-        steps.append(checkpoint(broken)["progress"]["step"] if last.exists() else 0)
+        reached.append(reached_step(last))
     finish(arguments(tiny_shards, broken, "vid2vid", *extra))
-    assert len(set(steps)) > 10, steps
+    assert len(set(reached)) > 10, reached
     assert_equal_ends(checkpoint(whole), checkpoint(broken))
+
+
+def reached_step(last: Path) -> int:
+    return checkpoint(last.parents[1])["progress"]["step"] if last.exists() else 0
