@@ -98,7 +98,7 @@ def test_a_finer_scale_sees_twice_the_size_with_half_the_width():
     enhancer = network.enhancers[0]
     assert len(enhancer.image_branch) == len(enhancer.flow_branch) == 3 + 1
     seen = []
-    network.source_encoder.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    network.source_encoder[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     source = torch.rand(1, 3, 16, 16)
     network(source, torch.rand(1, 2, 16, 16))
     assert torch.allclose(seen[0], nn.AvgPool2d(3, 2, 1, count_include_pad=False)(source))
