@@ -25,6 +25,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
     # torch's own, when the compiler is first imported.
     pytest.mark.filterwarnings("ignore:`torch.jit.script"),
+    # dynamo looks at every input's gradient.
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
 CPU = torch.device("cpu")
 LEARNING = sorted(set(MINIATURE) - {"identity"})
@@ -103,23 +105,68 @@ def test_bf16_weights_leave_heads_in_float32_and_err_like_autocast(name):
 @needs_compiler
 @pytest.mark.long
 @pytest.mark.parametrize("name", LEARNING)
-def test_compiled_methods_learn_resume_and_translate_as_plain_ones(name, tmp_path, monkeypatch):
-    plain, compiled, broken, resumed = (make_method(name, seed=seed) for seed in (0, 0, 0, 9))
-    for method in (compiled, broken, resumed):
+def test_compiled_networks_have_the_results_and_gradients_of_plain_ones(name):
+    # Network by network: a whole step of vid2vid turns rounding into pixels of flow and thresholds of confidence.
+    method = make_method(name)
+    networks = [n for n in trained_networks(method) if any(p.requires_grad for p in n.parameters())]
+    calls = {}
+    hooks = [n.register_forward_pre_hook(lambda n, a, k: calls.update({n: (a, k)}), with_kwargs=True) for n in networks]
+    train(method, [make_batch(4)])
+    for hook in hooks:
+        hook.remove()
+    assert calls
+    for network, (args, kwargs) in calls.items():
+        compiled = copy.deepcopy(network)
+        compiled.compile()
+        wanted, found = (results_and_gradients(n, args, kwargs) for n in (network, compiled))
+        assert len(wanted) == len(found)
+        largest = max(tensor.norm() for tensor in wanted)
+        for one, other in zip(wanted, found, strict=True):
+            # Gradients of biases before a norm are nothing but rounding.
+            assert (one - other).norm() <= 1e-3 * one.norm() + 1e-5 * largest
+
+
+def results_and_gradients(network, args, kwargs):
+    args = [a.detach().clone() if torch.is_tensor(a) else a for a in args]
+    results = list(tensors_in(network(*args, **kwargs)))
+    total = sum((r * torch.arange(r.numel()).reshape(r.shape).sin()).sum() for r in results)
+    gradients = torch.autograd.grad(total, list(network.parameters()), allow_unused=True)
+    return [tensor.detach() for tensor in [*results, *gradients] if tensor is not None]
+
+
+def tensors_in(result):
+    if torch.is_tensor(result):
+        yield result
+    elif isinstance(result, (list, tuple)):
+        for part in result:
+            yield from tensors_in(part)
+
+
+@needs_compiler
+@pytest.mark.long
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_compiled_training_resumes_exactly(name, tmp_path):
+    unbroken, broken, resumed = (make_method(name, seed=seed) for seed in (0, 0, 9))
+    for method in (unbroken, broken, resumed):
         compile_networks(method)
-    batches = [make_batch(8)]
-    train(plain, batches, max_epochs=2)
-    train(compiled, batches, max_epochs=2)
+    batches = [make_batch(4)]
+    train(unbroken, batches, max_epochs=2)
     train(broken, batches).save_checkpoint(tmp_path / "a.ckpt")
     train(resumed, batches, resume=tmp_path / "a.ckpt", max_epochs=2)
-    assert same(weights_of(compiled), weights_of(resumed))
+    assert same(weights_of(unbroken), weights_of(resumed))
+
+
+@needs_compiler
+@pytest.mark.long
+@pytest.mark.parametrize("name", LEARNING)
+def test_compiled_methods_translate_as_plain_ones(name):
+    import torch._inductor.config as inductor
+
+    plain, compiled = make_method(name), make_method(name)
     film = make_film(5)[0]
     wanted = plain.translate(film, **MODALITIES)
-    # Steps multiply what rounding began: Adam turns vanishing gradients into whole steps.
-    assert (compiled.translate(film, **MODALITIES) - wanted).abs().mean() < 0.02
-    constant = make_method(name)
-    constant.load_state_dict(plain.state_dict())
-    monkeypatch.setattr("torch._inductor.config.freezing", False)  # put back afterwards
-    compile_for_inference(constant)
-    with torch.inference_mode():
-        assert torch.allclose(constant.translate(film, **MODALITIES), wanted, atol=1e-4)
+    with inductor.patch(freezing=False), torch.inference_mode():  # puts back what is set inside
+        compile_for_inference(compiled)
+        error = (compiled.translate(film, **MODALITIES) - wanted).abs()
+    assert error[0].max() < 1e-4
+    assert error.mean() < 0.01  # later frames are made from earlier ones, along a flow of many pixels
