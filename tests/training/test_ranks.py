@@ -190,7 +190,7 @@ def test_a_killed_rank_ends_the_run_which_then_goes_on_to_the_same_end(tiny_shar
 def test_killed_at_twenty_random_points_the_end_is_that_of_an_unbroken_run(tiny_shards, tmp_path):
     """Launcher, first or second rank, in start-up, in a step, in a save or in validation."""
     draw = random.Random(2026)
-    extra = [*KILLED, "trainer.budget.steps=60", "trainer.validations=12"]
+    extra = [*KILLED, "trainer.budget.steps=90", "trainer.validations=12"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     before = time.monotonic()
     finish(arguments(tiny_shards, whole, "vid2vid", *extra))
@@ -204,7 +204,7 @@ def test_killed_at_twenty_random_points_the_end_is_that_of_an_unbroken_run(tiny_
         deadline = time.monotonic() + 120
         while wanted > reached_step(last) and victim.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        time.sleep(draw.random() * seconds / 60)
+        time.sleep(draw.random() * seconds / 90)
         assert victim.poll() is None, victim.communicate()
         os.kill(draw.choice([victim.pid, *descendants(victim)]), signal.SIGKILL)
         victim.communicate(timeout=100)
