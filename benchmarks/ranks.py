@@ -2,15 +2,16 @@
 
 python benchmarks/ranks.py SHARDS [--ranks 2] [--rounds 3] [--steps 20] [KEY=VALUE ...]
 
-Each run is one `cinevox train` of one thread per rank, with the same global batch (a clip per rank); the runs take
-turns. Efficiency is the speed of N ranks over N times the speed of one. KEY=VALUE goes to every run, for example
-experiment=[cbct_ct,small_regression].
+Each run is one `cinevox train` of one thread per rank, held to as many cores (Linux), with the same global batch (a
+clip per rank); the runs take turns. Efficiency is the speed of N ranks over N times the speed of one. KEY=VALUE goes
+to every run, for example experiment=[cbct_ct,small_regression].
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,10 @@ def slices_per_second(shards: str, folder: Path, ranks: int, arguments: argparse
         *arguments.overrides,
     ]
     command = [sys.executable, "-m", "pipeline", "train", f"input={shards}", f"output={folder}", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    cores = set(sorted(os.sched_getaffinity(0))[:ranks])
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     with (folder / "metrics.csv").open(newline="") as stream:
