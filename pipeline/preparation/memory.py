@@ -9,7 +9,7 @@ from pipeline.preparation.plan import Memory
 from pipeline.records import Case
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
-# Per voxel of a case's largest grid, measured (docs/performance.md): a volume as stored, its body and labels while
+# Per voxel of a case's largest grid, estimated: a volume as stored, its body and labels while
 # they are made; then, for each modality, what becomes of it.
 _FIXED_BYTES, _MODALITY_BYTES = 5, 2
 _PROCESS_BYTES = 200 * 2**20
