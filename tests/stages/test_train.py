@@ -278,7 +278,7 @@ def test_too_little_memory_names_the_settings_that_help(error, tiny_shards, tmp_
     assert "stream.clip_limit" in message
 
 
-def test_fp16_on_a_cpu_and_more_gpus_than_there_are_are_refused_first(tiny_shards, tmp_path, capsys):
+def test_fp16_on_a_cpu_is_refused_first(tiny_shards, tmp_path, capsys):
     command = arguments(tiny_shards, tmp_path / "run", *REGRESSION, "trainer.budget.steps=1")
     assert main([*command, "trainer.precision=fp16-mixed", "trainer.accelerator=cpu"]) == 2
     assert "fp16-mixed needs a GPU" in capsys.readouterr().err
