@@ -84,6 +84,18 @@ class CohortSettings(Section):
     modalities: list[str]
 
 
+class Body(Section):
+    """A body that training patients are scanned as."""
+
+    size: Annotated[float, Field(ge=0.5, le=2)] = 1  # in plane, times the patient's own
+    soft_tissue_hu: Annotated[float, Field(ge=-50, le=50)] = 0  # added to muscle and organs
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether this is the patient unchanged."""
+        return self == Body()
+
+
 class SimulateSettings(Section):
     """CBCT physics and geometry; see docs/explanation/cbct-simulation.md."""
 
@@ -91,7 +103,7 @@ class SimulateSettings(Section):
     spacing_mm: Spacing  # of the reconstruction: slice, row, column
     axial: Literal["split", "crop"]
     body_threshold_hu: float
-    training_sizes: Annotated[list[Annotated[float, Field(ge=0.5, le=2)]], Field(min_length=1)]  # in plane; 1: as it is
+    training_bodies: Annotated[list[Body], Field(min_length=1)]
     fan: Literal["half", "full"]
     arc_degrees: Annotated[float, Field(gt=180, le=360)]
     angles: Annotated[int, Field(ge=8)]  # evenly over the arc
@@ -115,8 +127,8 @@ class SimulateSettings(Section):
 
     @model_validator(mode="after")
     def _geometry_is_possible(self) -> Self:
-        if len(set(self.training_sizes)) != len(self.training_sizes):
-            raise ValueError("training_sizes names a size twice")
+        if any(body in self.training_bodies[:number] for number, body in enumerate(self.training_bodies)):
+            raise ValueError("training_bodies names a body twice")
         half_width = self.detector_size_mm[0] / 2
         fan_degrees = 2 * math.degrees(math.atan(half_width / self.source_detector_mm))
         if self.source_detector_mm <= self.source_axis_mm:

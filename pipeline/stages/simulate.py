@@ -9,7 +9,8 @@ and splits. A volume longer than one scan becomes several cases (CASE_s1, CASE_s
 A CT that cuts the body sideways is flagged; where more than a quarter of a lateral face is body, the case is left
 out with its reason, the others go on, and the command ends with exit code 2. A killed run continues.
 
-simulate.training_sizes=[0.8,1,1.25] scans training patients also as slimmer and larger ones (CASE_x80, CASE_x125).
+simulate.training_bodies='[{size: 1}, {size: 0.8, soft_tissue_hu: -20}]' scans training patients also as other bodies:
+slimmer or larger, or with less or more contrast in muscle and organs (CASE_b2, CASE_b3, ...).
 
 Main options: simulate.axial=split|crop, simulate.spacing_mm, simulate.photons_per_mm2, simulate.scatter_to_primary,
 simulate.motion_mm, simulate.pictures, seed, workers (threads), --dry-run.
@@ -42,9 +43,9 @@ from pipeline.imaging.resample import resample
 from pipeline.io import read_volume, write_volume
 from pipeline.progress import say, track
 from pipeline.records import CASE_ID, Case, Cohort, Excluded, VolumeFile
-from pipeline.settings import Config
+from pipeline.settings import Body, Config
 from pipeline.simulation.axial import FLAG_FRACTION, REFUSE_FRACTION, worst_cut
-from pipeline.simulation.body_size import resized, resized_grid
+from pipeline.simulation.bodies import resized, resized_grid, with_soft_tissue
 from pipeline.simulation.calibration import Calibration
 from pipeline.simulation.picture import draw
 from pipeline.simulation.scan import Scan, Simulator, film_grid, scans_of, to_film
@@ -71,7 +72,7 @@ def run(config: Config) -> None:
             value=", ".join(sorted({m for c in cohort.cases for m in c.volumes})) or "no cases",
             allowed="cases with the modality 'ct'",
         )
-    cases, sizes = at_sizes(cases, config)
+    cases, bodies = as_bodies(cases, config)
     names = scan_names(cases, config)
     voxels = sum(
         math.prod((extent.stop - extent.start, *film_grid(_grid(case), config.simulate.spacing_mm).shape[1:]))
@@ -93,7 +94,7 @@ def run(config: Config) -> None:
         _refuse(Cohort.load(output).excluded[len(cohort.excluded) :], output)
         return
     check_free_space(output, voxels * _BYTES_PER_VOXEL)
-    work = _Work(config, cohort, output, sizes)
+    work = _Work(config, cohort, output, bodies)
     done: list[Case] = []
     refused: list[Excluded] = []
     for case in track(cases, "simulate", len(cases)):
@@ -122,31 +123,31 @@ def run(config: Config) -> None:
     _refuse(refused, output)
 
 
-def at_sizes(cases: list[Case], config: Config) -> tuple[list[Case], dict[str, float]]:
-    """Return the cases, those of training patients once for each of ``simulate.training_sizes``, and each one's size.
+def as_bodies(cases: list[Case], config: Config) -> tuple[list[Case], dict[str, Body]]:
+    """Return the cases, those of training patients once for each of ``simulate.training_bodies``, and each one's body.
 
     Raises:
-        ConfigError: Sizes for a cross-validation, in which every patient is tested on.
+        ConfigError: Bodies for a cross-validation, in which every patient is tested on.
     """
-    wanted = config.simulate.training_sizes
-    if wanted != [1] and any(case.fold for case in cases):
+    wanted = config.simulate.training_bodies
+    if wanted != [Body()] and any(case.fold for case in cases):
         raise ConfigError(
-            "A cross-validation tests on every patient, and on real sizes only",
-            value=f"simulate.training_sizes={wanted}",
-            allowed="[1] for a cohort with folds",
+            "A cross-validation tests on every patient, and on patients as they are",
+            value=f"{len(wanted)} simulate.training_bodies",
+            allowed="[{size: 1}] for a cohort with folds",
         )
     found: list[Case] = []
-    sizes: dict[str, float] = {}
+    bodies: dict[str, Body] = {}
     for case in cases:
-        for size in wanted if case.split == "train" else [1.0]:
+        for number, body in enumerate(wanted if case.split == "train" else [Body()], start=1):
             other = case
-            if size != 1:
-                other = case.model_copy(deep=True, update={"case_id": f"{case.case_id}_x{round(100 * size)}"})
-                other.flags.append(f"in-plane size times {size:g}")
-                other.volumes["ct"].grid = grid_record(resized_grid(_grid(case), size))
+            if not body.as_it_is:
+                other = case.model_copy(deep=True, update={"case_id": f"{case.case_id}_b{number}"})
+                other.flags.append(f"in-plane size times {body.size:g}, soft tissue {body.soft_tissue_hu:+g} HU")
+                other.volumes["ct"].grid = grid_record(resized_grid(_grid(case), body.size))
             found.append(other)
-            sizes[other.case_id] = size
-    return found, sizes
+            bodies[other.case_id] = body
+    return found, bodies
 
 
 def scan_names(cases: list[Case], config: Config) -> dict[str, list[str]]:
@@ -173,8 +174,8 @@ def scan_names(cases: list[Case], config: Config) -> dict[str, list[str]]:
 class _Work:
     """The scanner, made when the first case needs it, and where its results go."""
 
-    def __init__(self, config: Config, cohort: Cohort, output: Path, sizes: dict[str, float]) -> None:
-        self.config, self.cohort, self.output, self.sizes = config, cohort, output, sizes
+    def __init__(self, config: Config, cohort: Cohort, output: Path, bodies: dict[str, Body]) -> None:
+        self.config, self.cohort, self.output, self.bodies = config, cohort, output, bodies
         self.calibration: Calibration | None = None
         self._simulator: Simulator | None = None
         if (output / _CALIBRATION_FILE).exists():
@@ -207,7 +208,8 @@ class _Work:
             return [record for record in found if record is not None]
         config = self.config
         try:
-            film = to_film(self._read(case, case.volumes["ct"]), config.simulate.spacing_mm)
+            ct = with_soft_tissue(self._read(case, case.volumes["ct"]), self.bodies[case.case_id].soft_tissue_hu)
+            film = to_film(ct, config.simulate.spacing_mm)
         except DataError as error:
             raise DataError(f"The CT of case '{case.case_id}' cannot be read: {error}") from None
         body = body_mask(film, config.simulate.body_threshold_hu)
@@ -225,7 +227,7 @@ class _Work:
         return records
 
     def _read(self, case: Case, file: VolumeFile, unit: str = "HU") -> Volume:
-        return resized(read_volume(self.cohort.path(file), unit), self.sizes[case.case_id])
+        return resized(read_volume(self.cohort.path(file), unit), self.bodies[case.case_id].size)
 
     def _write(self, case: Case, name: str, flags: list[str], scan: Scan) -> Case:
         volumes = {"cbct": scan.cbct, "ct": scan.ct}

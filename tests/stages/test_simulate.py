@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from makers import body, configuration, film_affine, write_cohort
 
 from pipeline.errors import ArtifactError, ConfigError, DataError
 from pipeline.geometry import Volume
 from pipeline.io import read_volume
 from pipeline.records import Cohort
+from pipeline.simulation.bodies import with_soft_tissue
 from pipeline.simulation.calibration import Calibration
 from pipeline.simulation.scan import Scan
 from pipeline.stages import simulate
@@ -134,24 +137,36 @@ def test_a_killed_run_continues_and_a_finished_one_does_nothing(tmp_path, monkey
         run(source, tmp_path / "out", "simulate.photons_per_mm2=7")
 
 
-def test_training_patients_are_scanned_at_every_size_and_others_as_they_are(tmp_path):
+def test_training_patients_are_scanned_as_every_body_and_others_as_they_are(tmp_path):
     cases = {"a": {"ct": body(1)}, "b": {"ct": body(2)}}
     source = write_cohort(tmp_path / "in", cases, splits={"a": "train", "b": "test"})
-    cohort = run(source, tmp_path / "out", "simulate.training_sizes=[0.8,1]")
+    bodies = "simulate.training_bodies=[{size: 1}, {size: 0.8}, {soft_tissue_hu: -30}]"
+    cohort = run(source, tmp_path / "out", bodies)
     assert [(c.case_id, c.patient, c.split) for c in cohort.cases] == [
-        ("a_x80", "p0", "train"), ("a", "p0", "train"), ("b", "p1", "test"),
+        ("a", "p0", "train"), ("a_b2", "p0", "train"), ("a_b3", "p0", "train"), ("b", "p1", "test"),
     ]  # fmt: skip
-    small, whole = (read_volume(cohort.path(case.volumes["ct"])) for case in cohort.cases[:2])
-    assert small.array.shape[0] == whole.array.shape[0], "the axis keeps its length"
-    ratio = (small.array > -300).sum() / (whole.array > -300).sum()
-    assert ratio == pytest.approx(0.8**2, abs=0.06)
-    assert cohort.cases[0].flags[-1] == "in-plane size times 0.8"
+    whole, small, dark = (read_volume(cohort.path(case.volumes["ct"])).array for case in cohort.cases[:3])
+    assert small.shape[0] == whole.shape[0], "the axis keeps its length"
+    assert (small > -300).sum() / (whole > -300).sum() == pytest.approx(0.8**2, abs=0.06)
+    soft = (whole > 10) & (whole < 90)
+    assert soft.any() and np.median(dark[soft] - whole[soft]) == -30
+    assert (dark[whole < -100] == whole[whole < -100]).mean() > 0.9, "air and fat stay"
+    assert cohort.cases[1].flags[-1] == "in-plane size times 0.8, soft tissue +0 HU"
 
 
-def test_sizes_are_refused_in_a_cross_validation(tmp_path):
+def test_bodies_are_refused_in_a_cross_validation(tmp_path):
     source = write_cohort(tmp_path / "in", {"a": {"ct": body()}}, folds={"a": 1})
     with pytest.raises(ConfigError, match="cross-validation"):
-        run(source, tmp_path / "out", "simulate.training_sizes=[0.8,1]")
+        run(source, tmp_path / "out", "simulate.training_bodies=[{size: 0.8}, {size: 1}]")
+
+
+@given(st.floats(-50, 50), st.lists(st.floats(-1000, 3000, width=32), min_size=2, max_size=40))
+def test_a_soft_tissue_shift_keeps_the_order_of_hu_and_leaves_fat_and_bone(shift, hu):
+    ct = Volume(np.sort(np.asarray(hu, np.float32)).reshape(1, 1, -1), np.eye(4), "HU")
+    shifted = with_soft_tissue(ct, shift).array
+    assert (np.diff(shifted) >= 0).all()
+    outside = (ct.array <= -60) | (ct.array >= 300)
+    assert (shifted[outside] == ct.array[outside]).all() and np.abs(shifted - ct.array).max() <= abs(shift) + 1e-3
 
 
 def test_a_known_mask_is_kept(tmp_path):
