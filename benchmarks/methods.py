@@ -109,7 +109,7 @@ def table(found: dict[str, Path]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for number, place in enumerate(found.values()):
         scores = Scores.load(place / "scores")
-        means = {(s.method, s.metric): (s.mean, s.sd) for s in scores.summary if s.region == REGION}
+        means = {(s.method, s.metric): (s.mean, s.sd) for s in scores.summary if s.region == REGION and not s.cohort}
         (method,) = [name for name in scores.methods() if name != SOURCE]
         if not number:
             lines.append(_row(SOURCE, "CBCT itself", means, []))

@@ -6,13 +6,14 @@ function under `registry.metric` and put its name into a profile in ``conf/metri
 
 from pipeline.metrics import continuity, correlation, intensity, structure
 from pipeline.metrics.registry import METRICS, Metric, Undefined, check_metrics, compute
-from pipeline.metrics.summary import summarise
+from pipeline.metrics.statistics import compare, summarise
 
 __all__ = [
     "METRICS",
     "Metric",
     "Undefined",
     "check_metrics",
+    "compare",
     "compute",
     "continuity",
     "correlation",

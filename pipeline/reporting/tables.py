@@ -14,7 +14,7 @@ from rich.text import Text
 
 from pipeline.artifacts import atomic_path, difference
 from pipeline.errors import ConfigError
-from pipeline.metrics import summarise
+from pipeline.metrics import compare, summarise
 from pipeline.records import Score, Scores, Summary, unique
 
 SOURCE = "source"
@@ -74,7 +74,7 @@ def merge(parts: Sequence[Scores]) -> Scores:
     """
     first = parts[0]
     scores: list[Score] = []
-    seen: dict[tuple[str, str, str], Score] = {}
+    seen: dict[tuple[str, str, str, str], Score] = {}
     owners: dict[str, int] = {}
     for index, part in enumerate(parts):
         if lines := difference(first.profile, part.profile):
@@ -92,7 +92,7 @@ def merge(parts: Sequence[Scores]) -> Scores:
                     )
                 scores.append(score)
                 continue
-            key = (score.case, score.region, score.metric)
+            key = (score.cohort, score.case, score.region, score.metric)
             known = seen.setdefault(key, score)
             if known is score:
                 scores.append(score)
@@ -108,6 +108,7 @@ def merge(parts: Sequence[Scores]) -> Scores:
         profile=first.profile,
         scores=scores,
         summary=summarise(scores),
+        comparisons=compare(scores),
         translations=unique(t for part in parts for t in part.translations),
         notes=unique(n for part in parts for n in part.notes),
     )
@@ -139,7 +140,7 @@ def columns(scores: Scores) -> list[Column]:
 def summary_table(scores: Scores, region: str) -> Table:
     """Return mean ± SD of methods by metrics for one region; the best mean of each metric is marked."""
     heads = columns(scores)
-    rows = {(row.method, row.metric): row for row in scores.summary if row.region == region}
+    rows = {(row.method, row.metric): row for row in scores.summary if row.region == region and not row.cohort}
     methods = unique(method for method, _ in rows)
     best = {head.metric: _best([rows.get((m, head.metric)) for m in methods]) for head in heads}
     cells = []
@@ -153,7 +154,7 @@ def summary_table(scores: Scores, region: str) -> Table:
             text = number(row.mean, row.unit)
             if row.sd is not None:
                 text += f" ± {number(row.sd, row.unit)}"
-            remark = f"{row.n} of {row.n + row.undefined} cases" if row.undefined else ""
+            remark = f"{row.cases} of {row.cases + row.undefined} cases" if row.undefined else ""
             line.append(Cell(text, row.mean is not None and row.mean == best[head.metric], remark))
         cells.append((method, line))
     return Table(region, heads, cells)

@@ -33,7 +33,7 @@ from pipeline.artifacts import claim_output, content_hash, file_sha256, write_js
 from pipeline.errors import ConfigError, DataError, GeometryError, nearest
 from pipeline.geometry import Grid, Volume, grid_difference, reorder
 from pipeline.io import read_grid, stem, suffix
-from pipeline.metrics import METRICS, check_metrics, summarise
+from pipeline.metrics import METRICS, check_metrics, compare, summarise
 from pipeline.metrics.comparison import REGIONS, CaseFiles
 from pipeline.metrics.scoring import SOURCE, CaseJob, CaseResult, score_case
 from pipeline.progress import say, track
@@ -310,6 +310,7 @@ def _collect(config: Config, plan: Plan, results: list[CaseResult]) -> tuple[Sco
         profile=_profile(config),
         scores=scores,
         summary=summarise(scores),
+        comparisons=compare(scores),
         translations=plan.translations,
         notes=notes,
     )

@@ -66,7 +66,7 @@ def test_merge_keeps_the_source_once():
     two = result([row("source", "mae", 9.0), row("source", "mae", 8.0, case="c2"), row("b", "mae", 4.0)])
     both = merge([one, two])
     assert both.methods() == ["source", "a", "b"]
-    assert [s.n for s in both.summary] == [2, 1, 1]
+    assert [s.cases for s in both.summary] == [2, 1, 1]
 
 
 def test_merge_refuses_what_cannot_be_compared():
