@@ -60,14 +60,14 @@ class Track:
 class Film:
     """What a player needs: ``shape`` and ``affine`` (index to mm, RAS+) are those of the thinned film in film order.
 
-    ``first`` is the index of its first slice among the volume's ``total`` slices; ``errors`` holds for each volume and
-    slice the mean absolute difference to the target inside the region, measured before thinning.
+    ``first`` is the volume's voxel that the film begins with and ``total`` the volume's shape; ``errors`` holds for each
+    volume and slice the mean absolute difference to the target inside the region, measured before thinning.
     """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
-    first: int
-    total: int
+    first: tuple[int, int, int]
+    total: tuple[int, int, int]
     cut: Cut
     unit: str
     limits: tuple[float, float]
@@ -85,9 +85,11 @@ class Film:
         a, b, c = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(a), float(b), float(c)
 
-    def nearest(self, index: int) -> int:
-        """Return the film's slice that lies nearest to a slice of the volume."""
-        return min(max(0, round((index - self.first) / self.cut.stride)), self.shape[0] - 1)
+    def nearest(self, voxel: tuple[int, int, int]) -> list[int]:
+        """Return the film's voxel that lies nearest to a voxel of the volume."""
+        thinned = (self.cut.stride, self.cut.block, self.cut.block)
+        along = zip(voxel, self.first, thinned, self.shape, strict=True)
+        return [min(max(0, (index - first) // step), size - 1) for index, first, step, size in along]
 
     def header(self) -> dict[str, Any]:
         """Return everything but the voxels as plain data."""
@@ -97,7 +99,7 @@ class Film:
             "spacing_mm": self.spacing_mm,
             "affine": self.affine[:3].tolist(),
             "first": self.first,
-            "stride": self.cut.stride,
+            "stride": (self.cut.stride, self.cut.block, self.cut.block),
             "total": self.total,
             "unit": self.unit,
             "tracks": [
@@ -156,7 +158,8 @@ def make_film(case: PictureCase, limits: tuple[float, float], budget: int) -> Fi
             affine[:3, :3] *= (stride, block, block)
             shape = (len(kept), math.ceil(size[1] / block), math.ceil(size[2] / block))
             errors = {name: _numbers(case.slice_errors(name)[kept]) for name in case.volumes}
-            return Film(shape, affine, box[0].start, case.target.shape[0], cut, case.unit, limits, tracks, errors)
+            first, total = (box[0].start, box[1].start, box[2].start), case.region.shape
+            return Film(shape, affine, first, total, cut, case.unit, limits, tracks, errors)
     raise DataError(
         f"No film of case '{case.case}' fits",
         value=f"{budget} bytes",

@@ -122,7 +122,7 @@ class Gallery:
         self.bytes_left -= film.bytes
         header = film.header() | {
             "case": case.case,
-            "start": film.nearest(centre(case)[0]),
+            "start": film.nearest(centre(case)),
             "windows": [(name, level, width) for name, (level, width) in self.windows.items()],
             "difference_end": self.difference,
             "colours": DIFFERENCE_STOPS,

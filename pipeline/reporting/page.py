@@ -19,7 +19,7 @@ from pipeline.records import Scores, unique
 from pipeline.reporting.tables import SOURCE, case_table, columns, regions, summary_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SCRIPTS = ("film.js", "film_player.js", "film_input.js")
+_FILM = ("film.js", "film_plane.js", "film_pane.js", "film_scales.js", "film_player.js", "film_input.js")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
     """
     filmed = any(case.film for case in pictures.cases)
     css = _read("report.css", *(["film.css"] if filmed else []))
-    script = _read(*_SCRIPTS) if filmed else ""
+    script = _read(*_FILM) if filmed else ""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,

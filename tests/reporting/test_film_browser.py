@@ -47,7 +47,7 @@ def page(browser, address):
     browser.complaints.clear()
     browser.resize(1280, 900)
     browser.open(address)
-    browser.wait("document.querySelector('.film')?.dataset.slice")
+    browser.wait("document.querySelector('.film')?.dataset.at")
     browser.evaluate("document.querySelector('.film-panes').focus()")
     browser.evaluate("document.querySelector('.film').scrollIntoView({behavior: 'instant'})")
     yield browser
@@ -56,8 +56,17 @@ def page(browser, address):
     assert browser.evaluate("document.title") == "A report"  # the hostile name would have changed it
 
 
+def at(page):
+    """Where the planes meet: slice, row and column of the film."""
+    return [int(i) for i in page.evaluate("document.querySelector('.film').dataset.at").split(",")]
+
+
 def index(page):
-    return int(page.evaluate("document.querySelector('.film').dataset.slice"))
+    return at(page)[0]
+
+
+def canvas(pane, plane=0):
+    return f"document.querySelectorAll('.film-pane')[{pane}].querySelectorAll('canvas')[{plane}]"
 
 
 def text(page, part):
@@ -68,7 +77,7 @@ def texts(page, selector):
     return page.evaluate(f"[...document.querySelectorAll('{selector}')].map((node) => node.textContent)")
 
 
-def pixels(page, pane):
+def pixels(page, pane, plane=0):
     """What a pane's canvas shows: rows x columns x (red, green, blue)."""
     # Read from a copy: a canvas that is read back often makes Chromium complain.
     rows, columns, data = page.evaluate(
@@ -76,16 +85,15 @@ def pixels(page, pane):
         " const copy = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true});"
         " copy.drawImage(canvas, 0, 0);"
         " return [height, width, [...copy.getImageData(0, 0, width, height).data]]; })"
-        f"(document.querySelectorAll('.film-stage canvas')[{pane}])"
+        f"({canvas(pane, plane)})"
     )
     return np.array(data).reshape(rows, columns, 4)[..., :3]
 
 
-def spot(page, pane, along=0.5, down=0.5):
+def spot(page, pane, along=0.5, down=0.5, plane=0):
     """A point on a pane in the window's coordinates."""
     box = page.evaluate(
-        f"(({{x, y, width, height}}) => [x, y, width, height])"
-        f"(document.querySelectorAll('.film-stage canvas')[{pane}].getBoundingClientRect())"
+        f"(({{x, y, width, height}}) => [x, y, width, height])({canvas(pane, plane)}.getBoundingClientRect())"
     )
     return box[0] + along * box[2], box[1] + down * box[3]
 
@@ -116,6 +124,69 @@ def test_every_pixel_of_every_pane_is_what_the_volumes_say(page, case):
     assert k == SHAPE[0] - 1
 
 
+def shown_plane(volume, plane, place):
+    """The part of a volume that the film keeps, as a reader sees one plane of it: head or front on top."""
+    cut = np.take(volume[:, :, 2:22], place[plane], axis=plane)
+    return cut if plane == 0 else cut[::-1]
+
+
+@pytest.mark.parametrize(("plane", "key"), [(0, "a"), (1, "c"), (2, "s")])
+def test_every_plane_scrubs_by_keys_slider_wheel_and_drag(page, case, plane, key):
+    page.key("o")
+    page.key(key)
+    last = (8, 20, 20)[plane] - 1
+    page.key("End")
+    assert at(page)[plane] == last
+    page.wheel(*spot(page, 0, plane=plane), 120)
+    page.wait(f"document.querySelector('.film').dataset.at.split(',')[{plane}] == {last - 1}")
+    slider = f"document.querySelectorAll('.film-slice')[{plane}]"
+    page.evaluate(f"{slider}.value = 2; {slider}.dispatchEvent(new Event('input'))")
+    page.settle()
+    place = at(page)
+    assert place[plane] == 2
+    target = shown_plane(case.target, plane, place)
+    assert np.array_equal(pixels(page, 3, plane)[..., 0], greys(target, 40, 400))
+    x, y = spot(page, 0, plane=plane)
+    page.drag((x, y), (x + 60, y))
+    assert at(page)[plane] > 2
+    assert [i for i in range(3) if at(page)[i] != place[i]] == [plane]  # the other planes stayed
+    page.drag((x, y), (x - 300, y))
+    assert at(page)[plane] == 0
+
+
+def test_click_takes_the_other_planes_along(page, case):
+    page.key("o")
+    page.click(*spot(page, 1, 3.5 / 20, 1.5 / 8, plane=1))  # coronal: column 3, second slice from the top
+    k, row, column = at(page)
+    assert (k, column) == (SHAPE[0] - 2, 3)
+    page.click(*spot(page, 1, 6.5 / 20, 7.5 / 8, plane=2))  # sagittal: row 6, lowest slice
+    assert at(page) == [0, 6, 3]
+    page.mouse("mouseMoved", 1, 1)
+    page.settle()
+    assert texts(page, ".film-value")[3].replace("−", "-") == f"{case.target[0, 6, 5]:.0f} HU"
+    for plane in range(3):
+        target = shown_plane(case.target, plane, at(page))
+        known = np.isfinite(target)
+        assert np.array_equal(pixels(page, 3, plane)[known][:, 0], greys(target, 40, 400)[known])
+
+
+def test_planes_keep_millimetres_and_can_be_hidden(page):
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('.film-pane')[0].querySelectorAll('canvas')]"
+        ".map((node) => node.getBoundingClientRect()).map(({width, height}) => [width, height])"
+    )
+    scale = sizes[0][0] / 40  # columns of 2 mm, rows of 1 mm, slices of 3 mm
+    assert np.allclose(sizes, np.array([(40, 20), (40, 24), (20, 24)]) * scale, atol=1)
+    press(page, "[data-is=planes] button:nth-child(1)")
+    press(page, "[data-is=planes] button:nth-child(2)")
+    press(page, "[data-is=planes] button:nth-child(3)")  # the last one stays
+    assert page.evaluate("document.querySelectorAll('.film-pane:first-child .film-stage:not([hidden])').length") == 1
+    page.key("Home")
+    assert text(page, "number") == "sagittal 3 of 24"  # what is shown is what keys move; the film's cut begins there
+    page.key("a")
+    assert page.evaluate("document.querySelectorAll('.film-pane:first-child .film-stage:not([hidden])').length") == 2
+
+
 def test_unknown_voxels_have_no_value(page):
     page.key("Home")
     page.mouse("mouseMoved", *spot(page, 3, 0.01, 0.01))
@@ -129,7 +200,7 @@ def test_unknown_voxels_have_no_value(page):
 def test_keys_change_the_slice_and_say_so(page):
     assert index(page) == START - 1 or index(page) == START
     page.key("Home")
-    assert (index(page), text(page, "number")) == (0, f"Slice 1 of {SHAPE[0]}")
+    assert (index(page), text(page, "number")) == (0, f"axial 1 of {SHAPE[0]}")
     page.key("ArrowUp")
     page.key("ArrowRight")
     assert index(page) == 2
@@ -141,18 +212,18 @@ def test_keys_change_the_slice_and_say_so(page):
     page.key("PageDown")
     assert index(page) == 0
     page.key("End")
-    assert text(page, "number") == f"Slice {SHAPE[0]} of {SHAPE[0]}"
-    label = page.evaluate("document.querySelector('[data-is=slice]').getAttribute('aria-valuetext')")
-    assert label == f"Slice {SHAPE[0]} of {SHAPE[0]}, I 49.0 mm"  # -70 + 7 x 3
+    assert text(page, "number") == f"axial {SHAPE[0]} of {SHAPE[0]}"
+    label = page.evaluate("document.querySelector('.film-slice').getAttribute('aria-valuetext')")
+    assert label == f"axial {SHAPE[0]} of {SHAPE[0]}, I 49.0 mm"  # -70 + 7 x 3
     assert page.evaluate("document.querySelector('[data-is=number]').ariaLive") == "polite"
 
 
 def test_wheel_turns_slices_only_for_a_film_with_focus(page):
     page.key("Home")
     page.wheel(*spot(page, 0), -120)
-    page.wait("document.querySelector('.film').dataset.slice === '1'")
+    page.wait("document.querySelector('.film').dataset.at.startsWith('1,')")
     page.wheel(*spot(page, 0), 120)
-    page.wait("document.querySelector('.film').dataset.slice === '0'")
+    page.wait("document.querySelector('.film').dataset.at.startsWith('0,')")
     page.key("Escape")
     page.wheel(*spot(page, 0), -120)
     page.settle()
@@ -196,11 +267,13 @@ def test_readout_names_values_and_place(page, case):
     shown = [v.replace("−", "-") for v in texts(page, ".film-value")]
     assert shown == [*(f"{v} HU" for v in expected), "-10 HU"]
     # x = 50 - 2 x 9, y = 60 - 9, z = -70
-    assert text(page, "position") == "Cross at R 32.0 · A 51.0 · I 70.0 mm"
+    assert text(page, "position") == "Pointer at R 32.0 · A 51.0 · I 70.0 mm"
 
 
 def test_flip_and_lead_change_what_is_compared(page):
+    before = at(page)
     page.key("ArrowUp", SHIFT)
+    assert at(page) == [before[0], before[1] - 1, before[2]]
     assert texts(page, ".film-value")[-1] == "−10 HU"
     assert text(page, "spoken").endswith("− target −10 HU")
     page.key("f")
@@ -211,8 +284,8 @@ def test_flip_and_lead_change_what_is_compared(page):
     page.key("t")
     page.key("m")
     assert texts(page, ".film-title")[-1] == "second − target"
-    assert "second: MAE of this slice" in text(page, "errors-text")
-    press(page, "[data-is=toggles] button:last-child")
+    assert "second: MAE of this axial slice" in text(page, "errors-text")
+    press(page, "[data-is=volumes] button:last-child")
     assert page.evaluate("document.querySelectorAll('.film-pane:not([hidden])').length") == 4
 
 
@@ -229,7 +302,7 @@ def test_film_plays_back_and_forth_and_pauses(page):
     page.key("End")
     page.key(" ")
     assert page.evaluate("document.querySelector('[data-is=number]').ariaLive") == "off"
-    page.wait(f"document.querySelector('.film').dataset.slice < {SHAPE[0] - 2}")
+    page.wait(f"parseInt(document.querySelector('.film').dataset.at) < {SHAPE[0] - 2}")
     page.key(" ")
     assert "Play" in text(page, "play")
     stopped = index(page)
@@ -237,18 +310,26 @@ def test_film_plays_back_and_forth_and_pauses(page):
     assert index(page) == stopped
 
 
-def test_finger_scrubs_sideways_on_a_phone(page):
+def test_finger_scrubs_every_plane_on_a_phone(page, address):
     page.resize(390, 844, touch=True)
-    page.evaluate("document.querySelector('.film-panes').scrollIntoView({behavior: 'instant', block: 'center'})")
-    page.settle()
+    page.open(address)
+    page.wait("document.querySelector('.film').dataset.at")
+    visible = "document.querySelectorAll('.film-pane:first-child .film-stage:not([hidden])').length"
+    assert page.evaluate(visible) == 1  # one plane is enough for a small screen; the others are a button away
+    press(page, "[data-is=planes] button:nth-child(2)")
+    press(page, "[data-is=planes] button:nth-child(3)")
+    assert page.evaluate(visible) == 3
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    page.evaluate("document.querySelector('[data-is=slice]').focus({preventScroll: true})")
-    page.key("Home")
-    x, y = spot(page, 0)
-    page.swipe((x - 20, y), (x + 50, y))
-    page.wait("document.querySelector('.film').dataset.slice > 0")
-    page.swipe((x + 60, y), (x - 60, y))
-    page.wait("document.querySelector('.film').dataset.slice === '0'")
+    for plane in range(3):
+        page.evaluate(f"{canvas(0, plane)}.scrollIntoView({{behavior: 'instant', block: 'center'}})")
+        page.settle()
+        before = at(page)[plane]
+        x, y = spot(page, 0, plane=plane)
+        place = f"document.querySelector('.film').dataset.at.split(',')[{plane}]"
+        page.swipe((x - 20, y), (x + 50, y))
+        page.wait(f"{place} > {before}")
+        page.swipe((x + 20, y), (x - 100, y))
+        page.wait(f"{place} < {before}")
 
 
 def test_print_shows_still_slices_instead(page):
@@ -279,7 +360,7 @@ def test_source_in_another_unit_has_no_difference(browser, case, tmp_path):
     browser.complaints.clear()
     browser.resize(1280, 900)
     browser.open(write_page(tmp_path, other))
-    browser.wait("document.querySelector('.film').dataset.slice")
+    browser.wait("document.querySelector('.film').dataset.at")
     browser.evaluate("document.querySelector('.film-panes').focus()")
     browser.key("f")
     browser.key("ArrowUp", SHIFT)

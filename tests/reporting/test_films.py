@@ -54,7 +54,8 @@ def test_film_with_room_is_exact_to_one_hu_and_keeps_its_place():
     case = picture(affine=film_affine((3.0, 1.0, 2.0), origin=(50.0, 60.0, -70.0)))
     film = make_film(case, LIMITS, ROOMY)
     # Slices of the frame only; rows 5..15 and columns 6..18 with a margin of 8 mm.
-    assert film.shape == (5, 20, 20) and (film.first, film.total) == (2, 8)
+    assert film.shape == (5, 20, 20) and (film.first, film.total) == ((2, 0, 2), (8, 20, 24))
+    assert film.nearest((4, 9, 11)) == [2, 9, 9] and film.nearest((0, 0, 23)) == [0, 0, 19]
     assert film.affine @ [0, 0, 0, 1] == pytest.approx(case.affine @ [2, 0, 2, 1])
     assert np.abs(values(film, "target") - case.target[2:7, :, 2:22]).max() <= 0.5
     inside = unpack(film.tracks[-1].data, film.shape)

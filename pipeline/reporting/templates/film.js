@@ -1,5 +1,5 @@
 "use strict";
-// A film: the volumes of one case as codes, their colours, and pictures of one slice. It knows canvases, no controls.
+// A film: the volumes of one case as codes, their colours, and pictures of one plane. It knows pixels, no controls.
 
 const UNKNOWN = 0xff2b2017; // ABGR, as canvases store pixels: where a volume has no voxels
 const OUTLINE = 0xff4cc9f2;
@@ -30,11 +30,11 @@ class Film {
   /** Take the header that the page carries: grid, windows and tracks without voxels. */
   constructor(header) {
     Object.assign(this, header);
-    [this.slices, this.rows, this.columns] = header.shape;
-    this.size = this.rows * this.columns;
+    [, this.rows, this.columns] = header.shape;
     const kind = (name) => this.tracks.filter((track) => track.kind === name);
     [this.source, this.target, this.region] = ["source", "target", "region"].map((name) => kind(name)[0]);
     this.methods = kind("method");
+    this.planes = planesOf(this);
     this.images = [...(this.source ? [this.source] : []), ...this.methods, this.target];
   }
 
@@ -50,21 +50,25 @@ class Film {
     return track !== this.target && !track.window;
   }
 
+  /** The code of a track at a voxel [slice, row, column]. */
+  code(track, [slice, row, column]) {
+    return track.codes[(slice * this.rows + row) * this.columns + column];
+  }
+
   /** The value of one voxel in the track's unit, or null. */
-  value(track, slice, row, column) {
-    const code = track.codes[(slice * this.rows + row) * this.columns + column];
+  value(track, voxel) {
+    const code = this.code(track, voxel);
     return code ? track.low + (code - 1) * track.step : null;
   }
 
   /** The difference of a track to the target at one voxel, or null. */
-  difference(track, slice, row, column) {
-    const at = (slice * this.rows + row) * this.columns + column;
-    const [from, to] = [track.codes[at], this.target.codes[at]];
+  difference(track, voxel) {
+    const [from, to] = [this.code(track, voxel), this.code(this.target, voxel)];
     return from && to ? (from - to) * this.target.step : null;
   }
 
   /** Position of a voxel in mm, RAS+. */
-  world(slice, row, column) {
+  world([slice, row, column]) {
     return this.affine.map((line) => line[0] * slice + line[1] * row + line[2] * column + line[3]);
   }
 
@@ -91,33 +95,40 @@ class Film {
     });
   }
 
-  /** Fill `pixels` (ABGR) with one slice of a track. */
-  paint(pixels, slice, track, table) {
-    const start = slice * this.size;
-    for (let i = 0; i < this.size; i++) pixels[i] = table[track.codes[start + i]];
+  /** What colours a voxel of a track: place among the codes -> ABGR. */
+  greyOf(track, table) {
+    return (at) => table[track.codes[at]];
   }
 
-  /** Fill `pixels` with one slice of a track's difference to the target. */
-  paintDifference(pixels, slice, track, table) {
-    const [from, to, middle, start] = [track.codes, this.target.codes, this.target.levels, slice * this.size];
-    for (let i = start, j = 0; j < this.size; i++, j++) {
-      pixels[j] = from[i] && to[i] ? table[from[i] - to[i] + middle] : UNKNOWN;
+  /** What colours a voxel's difference to the target. */
+  differenceOf(track, table) {
+    const [from, to, middle] = [track.codes, this.target.codes, this.target.levels];
+    return (at) => (from[at] && to[at] ? table[from[at] - to[at] + middle] : UNKNOWN);
+  }
+
+  /** Fill `pixels` (ABGR) with one picture of a plane. */
+  paint(pixels, plane, index, colour) {
+    let pixel = 0;
+    for (let row = 0; row < plane.rows; row++) {
+      let at = plane.start(index) + row * plane.rowStride;
+      for (let column = 0; column < plane.columns; column++, at += plane.columnStride) pixels[pixel++] = colour(at);
     }
   }
 
   /** Draw the edge of the region over `pixels`. */
-  paintOutline(pixels, slice) {
+  paintOutline(pixels, plane, index) {
     const inside = this.region.codes;
-    const [rows, columns, start] = [this.rows, this.columns, slice * this.size];
-    for (let row = 0, i = start; row < rows; row++) {
-      for (let column = 0; column < columns; column++, i++) {
-        if (!inside[i]) continue;
-        const beside = (column && !inside[i - 1]) || (column + 1 < columns && !inside[i + 1]);
-        const across = (row && !inside[i - columns]) || (row + 1 < rows && !inside[i + columns]);
+    const { rows, columns, rowStride, columnStride } = plane;
+    for (let row = 0, pixel = 0; row < rows; row++) {
+      let at = plane.start(index) + row * rowStride;
+      for (let column = 0; column < columns; column++, pixel++, at += columnStride) {
+        if (!inside[at]) continue;
+        const beside = (column && !inside[at - columnStride]) || (column + 1 < columns && !inside[at + columnStride]);
+        const across = (row && !inside[at - rowStride]) || (row + 1 < rows && !inside[at + rowStride]);
         if (!beside && !across) continue;
         // Half of the picture shows through.
-        const mixed = ((pixels[i - start] >>> 1) & HALF) + ((OUTLINE >>> 1) & HALF);
-        pixels[i - start] = 0xff000000 | mixed;
+        const mixed = ((pixels[pixel] >>> 1) & HALF) + ((OUTLINE >>> 1) & HALF);
+        pixels[pixel] = 0xff000000 | mixed;
       }
     }
   }
