@@ -60,8 +60,8 @@ class Track:
 class Film:
     """What a player needs: ``shape`` and ``affine`` (index to mm, RAS+) are those of the thinned film in film order.
 
-    ``first`` is the volume's voxel that the film begins with and ``total`` the volume's shape; ``errors`` holds for each
-    volume and slice the mean absolute difference to the target inside the region, measured before thinning.
+    ``first`` is the volume's voxel that the film begins with and ``total`` the volume's shape; ``errors`` holds for
+    each volume and slice the mean absolute difference to the target inside the region, measured before thinning.
     """
 
     shape: tuple[int, int, int]
