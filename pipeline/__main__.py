@@ -35,7 +35,7 @@ MACHINE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO, errn
 USAGE = """cinevox VERB [name=value ...] [-i INPUT] [-o OUTPUT] [--dry-run] [--debug] [--help]
 
   name=value   any setting of conf/ (Hydra's grammar): experiment=..., model=..., preprocess.size=[128,128]
-  input, output, checkpoint, prediction, reference, mask   paths, taken as they stand (input may be repeated)
+  input, output, checkpoint, prediction, reference, mask   paths, taken as they stand (some may be repeated)
   --dry-run    print the resolved configuration and what would be done; write nothing
   --debug      show a traceback with an error
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 from pipeline.errors import ConfigError
 
 # Hydra's grammar refuses spaces with brackets and would resolve ${...}: paths never pass through it.
-PATH_KEYS = ("input", "output", "checkpoint", "prediction", "reference", "mask")
-REPEATED = ("input",)
+REPEATED = ("input", "prediction", "prediction_labels")
+PATH_KEYS = (*REPEATED, "output", "checkpoint", "reference", "mask", "reference_labels")
 SHORT = {"-i": "input", "-o": "output"}
 
 

@@ -294,6 +294,9 @@ class EvaluateSettings(Section):
 
     source: bool  # also score the untranslated source
     resample: bool  # put a reference on another grid onto the prediction's
+    labels: list[str]  # names of the methods where prediction=... is repeated; empty: their folders' names
+    patient_pattern: str | None  # a regular expression on the case's name; its group is the patient; null: the case
+    cohort_pattern: str | None  # likewise the cohort; null: the translation's own
 
 
 class ReportSettings(Section):
@@ -348,8 +351,10 @@ class Config(Section):
     input: list[Path] = Field(default_factory=list)
     output: Path | None = None
     checkpoint: Path | None = None
-    prediction: Path | None = None
+    prediction: list[Path] = Field(default_factory=list)
     reference: Path | None = None
     mask: Path | None = None
+    prediction_labels: list[Path] = Field(default_factory=list)  # one per prediction
+    reference_labels: Path | None = None
     dry_run: bool = False
     command: list[str] = Field(default_factory=list)  # the words of the command line, for the ranks that it starts

@@ -34,9 +34,12 @@ class CaseFiles:
     source: Path | None = None
     mask: Path | None = None
     mask_kind: str = "given"
+    prediction_labels: Path | None = None
+    reference_labels: Path | None = None
+    cohort: str = ""
 
     @classmethod
-    def of(cls, case: TranslatedCase, folder: Path) -> CaseFiles:
+    def of(cls, case: TranslatedCase, folder: Path, cohort: str = "") -> CaseFiles:
         """Take the paths from a translation record that lies in ``folder``."""
 
         def path(name: str) -> Path | None:
@@ -50,6 +53,7 @@ class CaseFiles:
             source=path(case.source),
             mask=path(case.mask),
             mask_kind=case.mask_kind,
+            cohort=cohort,
         )
 
 

@@ -110,6 +110,7 @@ def _scores(job: CaseJob, files: CaseFiles, method: str, prediction: Volume, tar
                 Score(
                     case=job.case,
                     patient=files.patient,
+                    cohort=files.cohort,
                     method=method,
                     region=name,
                     metric=metric_name,

@@ -16,45 +16,26 @@ Main options: metrics=NAME, evaluate.source=false (do not score the untranslated
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from pipeline.artifacts import claim_output, content_hash, file_sha256, write_json
-from pipeline.errors import ConfigError, DataError, GeometryError, nearest
-from pipeline.geometry import Grid, Volume, grid_difference, reorder
-from pipeline.io import read_grid, stem, suffix
+from pipeline.errors import ConfigError, DataError, nearest
 from pipeline.metrics import METRICS, check_metrics, compare, summarise
 from pipeline.metrics.comparison import REGIONS, CaseFiles
+from pipeline.metrics.plan import Plan, plan_pairs, plan_translations, volume_records
 from pipeline.metrics.scoring import SOURCE, CaseJob, CaseResult, score_case
 from pipeline.progress import say, track
-from pipeline.records import CASE_ID, Scores, TranslatedCase, Translation, unique
+from pipeline.records import Scores, unique
 from pipeline.reporting.tables import print_summary, write_scores_csv
 from pipeline.settings import Config
-
-_HU_MODALITIES = ("ct", "cbct")
-VOLUMES_FILE = "volumes.json"  # of a comparison without a cohort: what a translation record would say
-
-
-@dataclass
-class Plan:
-    """What will be scored: files per method, where figures find the volumes, and what is missing already."""
-
-    methods: dict[str, list[CaseFiles]] = field(default_factory=dict)
-    score_source: bool = False
-    translations: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    excluded: list[str] = field(default_factory=list)
-    pairs: bool = False
 
 
 def run(config: Config) -> None:
@@ -67,7 +48,7 @@ def run(config: Config) -> None:
     """
     _check(config)
     assert config.output is not None
-    plan = _plan_pairs(config) if config.prediction else _plan_translations(config)
+    plan = plan_pairs(config) if config.prediction else plan_translations(config)
     jobs = _jobs(config, plan)
     if config.dry_run:
         for method, cases in plan.methods.items():
@@ -89,7 +70,8 @@ def run(config: Config) -> None:
         results = list(track(_score(jobs, config.workers), "Scoring", len(jobs)))
         scores, left_out = _collect(config, plan, results)
         if plan.pairs:
-            write_json(config.output / VOLUMES_FILE, _volumes_record(config, plan))
+            for name, record in volume_records(config, plan).items():
+                write_json(config.output / name, record)
         scores.save(config.output)
         write_scores_csv(config.output / "scores.csv", scores.scores)
         claim.finish(excluded=left_out)
@@ -113,8 +95,16 @@ def _check(config: Config) -> None:
         )
     if config.prediction and not config.reference:
         raise ConfigError("prediction=... needs reference=...")
-    if config.input and (config.reference or config.mask):
+    if config.input and (config.reference or config.mask or config.prediction_labels or config.reference_labels):
         raise ConfigError("reference=... and mask=... belong to prediction=...; a translation record names its own")
+    if bool(config.prediction_labels) != bool(config.reference_labels):
+        raise ConfigError("prediction_labels=... and reference_labels=... go together")
+    if config.prediction_labels and len(config.prediction_labels) != len(config.prediction):
+        raise ConfigError(
+            "prediction_labels=... is given once per prediction=..., in the same order",
+            value=len(config.prediction_labels),
+            allowed=len(config.prediction),
+        )
     check_metrics(config.metrics.metrics)
     if config.metrics.unit != "HU" and "within_50_hu" in config.metrics.metrics:
         raise ConfigError("Metric 'within_50_hu' needs volumes in HU", value=f"metrics.unit is {config.metrics.unit}")
@@ -125,108 +115,6 @@ def _check(config: Config) -> None:
                 allowed=", ".join(REGIONS),
                 remedy=nearest(region, REGIONS),
             )
-
-
-def _plan_translations(config: Config) -> Plan:
-    plan = Plan()
-    folds: dict[str, list[int]] = {}
-    for folder in config.input:
-        record = Translation.load(folder)
-        base = folder if folder.is_dir() else folder.parent
-        method = record.label or record.method
-        cases = [CaseFiles.of(case, base.resolve()) for case in record.cases]
-        # Two folds of a cross-validation have no case in common.
-        others = {case.case for case in plan.methods.get(method, [])}
-        joins = record.fold and 0 not in folds.get(method, []) and others.isdisjoint(case.case for case in cases)
-        if method == SOURCE or (method in plan.methods and not joins):
-            raise ConfigError(
-                f"Two inputs have the label '{method}'" if method != SOURCE else "A method cannot be called 'source'",
-                remedy="Translate with another translate.label",
-            )
-        if record.unit != config.metrics.unit:
-            raise ConfigError(
-                f"The metrics '{config.metrics.profile}' are for volumes in {config.metrics.unit}",
-                value=f"'{method}' is in {record.unit}",
-                remedy="Choose another group: metrics=NAME",
-            )
-        # Arbitrary units of two MR contrasts are not one unit, so only HU sources can be compared.
-        hu = record.unit == "HU" and record.source_modality in _HU_MODALITIES
-        plan.score_source = plan.score_source or (config.evaluate.source and hu)
-        folds.setdefault(method, []).append(record.fold)
-        plan.methods.setdefault(method, []).extend(cases)
-        plan.translations.append(str(folder.resolve()))
-        plan.notes += [f"Case '{e.case_id}' ({method}) was not translated: {e.reason}" for e in record.excluded]
-    for method, tested in folds.items():
-        if any(tested):
-            plan.notes.append(
-                f"'{method}' is a cross-validation: folds {', '.join(map(str, sorted(tested)))}, a run each."
-            )
-    return plan
-
-
-def _plan_pairs(config: Config) -> Plan:
-    assert config.prediction is not None
-    assert config.reference is not None
-    method = config.label or "prediction"
-    if method == SOURCE:
-        raise ConfigError("A method cannot be called 'source'", remedy="Set another label")
-    predictions, references = _volumes(config.prediction, "prediction"), _volumes(config.reference, "reference")
-    masks = _volumes(config.mask, "mask") if config.mask else {}
-    if config.prediction.is_dir() != config.reference.is_dir():
-        raise ConfigError("prediction and reference are two files or two folders", value="a file and a folder")
-    if not config.prediction.is_dir():
-        # A single pair fits by intention, whatever the files are called.
-        name = next(iter(predictions))
-        references = {name: next(iter(references.values()))}
-        masks = dict(zip([name], masks.values(), strict=False))
-        _check_single(config, predictions[name], references[name])
-    plan = Plan(translations=[str((config.output / VOLUMES_FILE).resolve())] if config.output else [], pairs=True)
-    cases = []
-    for name in sorted({*predictions, *references}):
-        case = safe_case(name)
-        if name not in predictions or name not in references:
-            plan.excluded.append(f"case '{case}': no {'reference' if name in predictions else 'prediction'}")
-        elif masks and name not in masks:
-            plan.excluded.append(f"case '{case}': no mask")
-        else:
-            cases.append(CaseFiles(case, case, predictions[name], references[name], mask=masks.get(name)))
-    plan.methods[method] = cases
-    return plan
-
-
-def _check_single(config: Config, prediction: Path, reference: Path) -> None:
-    a, b = _film_header(prediction), _film_header(reference)
-    if not config.evaluate.resample and (difference := grid_difference(a, b)):
-        raise GeometryError(
-            f"Prediction and reference differ in grid: {difference}",
-            value=f"prediction: {a.describe()}; reference: {b.describe()}",
-            remedy="Set evaluate.resample=true to put the reference onto the prediction's grid",
-        )
-
-
-def _film_header(path: Path) -> Grid:
-    grid = read_grid(path)
-    # One voxel seen as many: reordering needs an array, not its memory.
-    return reorder(Volume(np.broadcast_to(np.int8(0), grid.shape), grid.affine)).grid
-
-
-def _volumes(place: Path, what: str) -> dict[str, Path]:
-    if not place.exists():
-        raise DataError(f"No {what} at '{place}'")
-    files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.is_file() and suffix(p))
-    found: dict[str, Path] = {}
-    for path in files:
-        if stem(path) in found:
-            raise DataError(f"Folder '{place}' holds '{stem(path)}' in two formats")
-        found[stem(path)] = path.resolve()
-    if not found:
-        raise DataError(f"Folder '{place}' of the {what}s holds no volume")
-    return found
-
-
-def safe_case(name: str) -> str:
-    """Return a file's stem where it is a safe case name, else a pseudonym that is always the same for it."""
-    return name if CASE_ID.fullmatch(name) else "case_" + hashlib.sha256(name.encode()).hexdigest()[:10]
 
 
 def _jobs(config: Config, plan: Plan) -> list[CaseJob]:
@@ -248,8 +136,9 @@ def _jobs(config: Config, plan: Plan) -> list[CaseJob]:
 
 
 def _settings(config: Config, plan: Plan) -> dict[str, Any]:
+    sums: dict[Path, str] = {}  # methods share their references
     files = {
-        f"{method}/{case.case}": content_hash([_fingerprint(p) for p in _paths(case)])
+        f"{method}/{case.case}": content_hash([_fingerprint(p, sums) for p in _paths(case)])
         for method, cases in plan.methods.items()
         for case in cases
     }
@@ -263,18 +152,27 @@ def _settings(config: Config, plan: Plan) -> dict[str, Any]:
 
 
 def _paths(case: CaseFiles) -> list[Path | None]:
-    return [case.prediction, case.reference, case.source, case.mask]
+    return [
+        case.prediction,
+        case.reference,
+        case.source,
+        case.mask,
+        case.prediction_labels,
+        case.reference_labels,
+    ]
 
 
-def _fingerprint(path: Path | None) -> str:
+def _fingerprint(path: Path | None, sums: dict[Path, str]) -> str:
     if path is None:
         return ""
     # A missing file is met again, with its reason, when the case is scored.
     if not path.is_file():
         return "missing"
-    # A MetaImage header may keep its voxels in a file beside it.
-    beside = [p for p in (path.with_suffix(".raw"), path.with_suffix(".zraw")) if p.is_file()] * (path.suffix == ".mhd")
-    return "".join(file_sha256(p) for p in (path, *beside))
+    if path not in sums:
+        # A MetaImage header may keep its voxels in a file beside it.
+        beside = [path.with_suffix(".raw"), path.with_suffix(".zraw")] * (path.suffix == ".mhd")
+        sums[path] = "".join(file_sha256(p) for p in (path, *beside) if p.is_file())
+    return sums[path]
 
 
 def _score(jobs: list[CaseJob], workers: int) -> Iterator[CaseResult]:
@@ -337,28 +235,3 @@ def _profile(config: Config) -> dict[str, Any]:
         "regions": {name: REGIONS[name] for name in settings.regions},
         "metrics": metrics,
     }
-
-
-def _volumes_record(config: Config, plan: Plan) -> Translation:
-    ((method, cases),) = plan.methods.items()
-    return Translation(
-        schema=1,
-        method=method,
-        label=method,
-        run="",
-        checkpoint_sha256="",
-        source_modality="",
-        target_modality="",
-        unit=config.metrics.unit,
-        cases=[
-            TranslatedCase(
-                case_id=c.case,
-                patient=c.patient,
-                prediction=str(c.prediction),
-                reference=str(c.reference),
-                mask=str(c.mask) if c.mask else "",
-                mask_kind="given" if c.mask else "",
-            )
-            for c in cases
-        ],
-    )

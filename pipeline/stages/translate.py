@@ -62,6 +62,7 @@ class _Job:
     reference: str = ""
     mask: str = ""
     mask_kind: str = ""
+    cohort: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def run(config: Config) -> None:
             target_modality=record["target"],
             unit=_unit(record),
             fold=fold,
+            cohort=jobs[0].cohort,
             cases=done,
             excluded=excluded,
             settings=config.translate.model_dump(mode="json"),
@@ -210,6 +212,7 @@ def _shard_jobs(folder: Path, record: dict[str, Any], config: Config) -> list[_J
                 reference=located(record["target"]),
                 mask=str(cohort.path(mask).resolve()) if cohort and mask else "",
                 mask_kind="field_of_view" if mask else "",
+                cohort=cohort.name if cohort else "",
             )
         )
     return jobs

@@ -12,6 +12,7 @@ from pipeline.errors import ArtifactError, ConfigError, DataError, GeometryError
 from pipeline.geometry import Volume
 from pipeline.io import write_volume
 from pipeline.metrics import check_metrics
+from pipeline.metrics.pairing import safe_case
 from pipeline.records import Scores, Translation
 from pipeline.stages import evaluate
 
@@ -149,12 +150,12 @@ def test_pairs_of_files_need_no_cohort(tmp_path):
         pair(tmp_path / "p", f"{name}.nii.gz", BODY + 5)
         pair(tmp_path / "r", f"{name}.mha", BODY)
         pair(tmp_path / "m", f"{name}.nii.gz", ellipse(size=0.3))
-    paths = {"prediction": tmp_path / "p", "reference": tmp_path / "r", "mask": tmp_path / "m"}
+    paths = {"prediction": [tmp_path / "p"], "reference": tmp_path / "r", "mask": tmp_path / "m"}
     evaluate.run(settings("label=mine", **paths, output=tmp_path / "s"))
     scores = Scores.load(tmp_path / "s")
     assert values(scores)["x", "mine", "mask"] == 5
     # A file's name that is not a safe case name may be a patient's: it becomes a pseudonym.
-    assert {s.case for s in scores.scores} == {"x", evaluate.safe_case("Müller, Anna")}
+    assert {s.case for s in scores.scores} == {"x", safe_case("Müller, Anna")}
     assert "Anna" not in (tmp_path / "s/scores.csv").read_text()
     assert len(Translation.load(tmp_path / "s/volumes.json").cases) == 2
 
@@ -164,7 +165,7 @@ def test_missing_partner_is_counted(tmp_path):
         pair(tmp_path / "r", f"{name}.nii.gz", BODY)
     pair(tmp_path / "p", "x.nii.gz", BODY + 5)
     with pytest.raises(DataError, match="case 'y': no prediction"):
-        evaluate.run(settings(prediction=tmp_path / "p", reference=tmp_path / "r", output=tmp_path / "s"))
+        evaluate.run(settings(prediction=[tmp_path / "p"], reference=tmp_path / "r", output=tmp_path / "s"))
     assert {s.case for s in Scores.load(tmp_path / "s").scores} == {"x"}
 
 
@@ -172,9 +173,9 @@ def test_single_pair_on_two_grids(tmp_path):
     p = pair(tmp_path / "p", "x.nii.gz", BODY)
     r = pair(tmp_path / "r", "y.nii.gz", BODY[:, ::2], affine((4.0, 12.0, 6.0)))
     with pytest.raises(GeometryError, match=r"size \(10, 32, 36\).*size \(10, 16, 36\).*evaluate.resample"):
-        evaluate.run(settings(prediction=p, reference=r, output=tmp_path / "s"))
+        evaluate.run(settings(prediction=[p], reference=r, output=tmp_path / "s"))
     assert not (tmp_path / "s").exists()
-    evaluate.run(settings("evaluate.resample=true", prediction=p, reference=r, output=tmp_path / "s"))
+    evaluate.run(settings("evaluate.resample=true", prediction=[p], reference=r, output=tmp_path / "s"))
     assert any("resampled" in note for note in Scores.load(tmp_path / "s").notes)
 
 
@@ -186,7 +187,7 @@ def test_other_axis_order_is_the_same_grid(tmp_path):
     array = BODY + rng.integers(-20, 20, SHAPE)
     p = pair(tmp_path / "p", "x.nii.gz", array[:, :, ::-1], flipped)
     r = pair(tmp_path / "r", "y.nii.gz", array)
-    evaluate.run(settings(prediction=p, reference=r, output=tmp_path / "s"))
+    evaluate.run(settings(prediction=[p], reference=r, output=tmp_path / "s"))
     assert values(Scores.load(tmp_path / "s"))["x", "prediction", "whole"] == 0
 
 
@@ -194,7 +195,7 @@ def test_other_axis_order_is_the_same_grid(tmp_path):
     ("overrides", "paths", "message"),
     [
         ([], {}, "either translations or pairs"),
-        ([], {"prediction": "p"}, "needs reference"),
+        ([], {"prediction": ["p"]}, "needs reference"),
         (["metrics.metrics=[mae,ssimm]"], {"input": ["t"]}, "Did you mean 'ssim'"),
         (["metrics.regions=[bdy]"], {"input": ["t"]}, "Did you mean 'body'"),
         (["metrics.unit=a.u."], {"input": ["t"]}, "within_50_hu"),
