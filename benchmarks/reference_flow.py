@@ -30,6 +30,7 @@ from pipeline.imaging.normalise import restore, window_for
 from pipeline.imaging.optical_flow import dis_flow
 from pipeline.metrics.continuity import slice_continuity
 from pipeline.metrics.intensity import mae
+from pipeline.metrics.pair import Pair
 from pipeline.models.vid2vid import Vid2Vid
 from pipeline.networks.warp import warp
 from pipeline.settings import Config
@@ -117,8 +118,8 @@ def measure(run: Path, films: list[Film], spacing_mm: tuple[float, float, float]
         predicted = torch.cat([frame.image for frame in frames]).clamp(-1, 1).cpu()
         flow = torch.cat([frame.flow for frame in frames[1:] if frame.flow is not None]).cpu()
         prediction, target = (restore(images.squeeze(1).numpy(), film.window) for images in (predicted, film.target))
-        options = {"clip": film.window, "data_range": film.window[1] - film.window[0]}
-        scores = (metric(prediction, target, film.mask, spacing_mm, **options) for metric in (mae, slice_continuity))
+        pair = Pair(prediction, target, film.mask, spacing_mm)
+        scores = (metric(pair) for metric in (mae, slice_continuity))
         errors = (photometric_error(film, field) for field in (flow, reference_flow(method, film)))
         values.append((*scores, *errors))
     progress = data["progress"]

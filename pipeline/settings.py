@@ -262,19 +262,43 @@ class TrackingSettings(Section):
 
 
 class MetricsSettings(Section):
-    """A profile: which metrics, over which regions, with which range."""
+    """A profile: which metrics over which regions, and everything that decides their values."""
 
     profile: str
-    metrics: list[str]
+    title: str
+    note: str  # our choices where the source is silent
+    comparable: str  # whose numbers these may stand beside
+    metrics: list[str]  # what the source lists
+    extra: list[str]  # what Cinevox adds, kept apart in reports
     regions: list[str]
-    clip: tuple[float, float]
-    data_range: Positive
-    unit: str
+    unit: str  # of the volumes
+    clip: tuple[float, float] | None  # for range-bound metrics; null: as the volumes are
+    data_range: Positive | Literal["reference_maximum"]
+    dimension: Literal["2d", "3d"]  # 2d: slice by slice, then the mean over slices
+    normalisation: Literal["none", "percentile"]  # percentile: the reference's 0.5 and 99.5 % become 0 and 1
+    outside: Literal["lowest", "keep"]  # what windows see outside the region: the range's lower end, or the volumes
+    window: Literal["uniform", "gaussian"]  # of SSIM: 7 voxels and sample covariance; 11, sigma 1.5 and population's
+    labels: dict[str, Annotated[int, Field(gt=0)]]  # names of labels that are compared; empty: all of the reference
+    weights: dict[str, str]  # metric: file with the weights of its network
+
+    @property
+    def names(self) -> list[str]:
+        """Every metric, the source's first."""
+        return list(dict.fromkeys([*self.metrics, *self.extra]))
+
+    @property
+    def scored_unit(self) -> str:
+        """Unit of the volumes as they are compared; none after normalisation."""
+        return self.unit if self.normalisation == "none" else ""
 
     @model_validator(mode="after")
-    def _clip_ascends(self) -> Self:
-        if not self.clip[0] < self.clip[1]:
+    def _range_fits(self) -> Self:
+        if self.clip is not None and not self.clip[0] < self.clip[1]:
             raise ValueError(f"clip is inverted or empty: [{self.clip[0]:g}, {self.clip[1]:g}]")
+        if self.outside == "lowest" and self.clip is None:
+            raise ValueError("outside: lowest needs a clip, whose lower end it is")
+        if self.normalisation == "percentile" and self.clip != (0, 1):
+            raise ValueError("normalisation: percentile needs clip: [0, 1]")
         return self
 
 

@@ -4,13 +4,15 @@ One function per metric, one family per file; importing the package fills `METRI
 function under `registry.metric` and put its name into a profile in ``conf/metrics/``.
 """
 
-from pipeline.metrics import continuity, correlation, intensity, structure
-from pipeline.metrics.registry import METRICS, Metric, Undefined, check_metrics, compute
+from pipeline.metrics import continuity, correlation, intensity, structure, tissue
+from pipeline.metrics.pair import Pair, Undefined
+from pipeline.metrics.registry import METRICS, Metric, check_metrics, compute
 from pipeline.metrics.statistics import compare, summarise
 
 __all__ = [
     "METRICS",
     "Metric",
+    "Pair",
     "Undefined",
     "check_metrics",
     "compare",
@@ -20,4 +22,5 @@ __all__ = [
     "intensity",
     "structure",
     "summarise",
+    "tissue",
 ]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.registry import INTENSITY, Undefined, metric
+from pipeline.metrics.pair import Pair, Undefined
+from pipeline.metrics.registry import INTENSITY, metric
 
 
 @metric(
@@ -16,34 +20,66 @@ from pipeline.metrics.registry import INTENSITY, Undefined, metric
         "mean absolute change of the error (prediction - reference) from one slice to the next, over voxels that lie "
         "in the region on both slices; 0 for a perfect or a constant error, high for flicker"
     ),
+    volume=True,
 )
-def slice_continuity(
-    prediction: NDArray,
-    reference: NDArray,
-    mask: NDArray[np.bool_] | None,
-    spacing_mm: tuple[float, float, float],
-    *,
-    clip: tuple[float, float],
-    data_range: float,
-) -> float:
+def slice_continuity(pair: Pair) -> float:
     """Mean of ``|e[k+1] - e[k]|`` with ``e = prediction - reference``, over voxels in the region on both slices.
 
-    Volumes are (slices, rows, columns); the result is in their unit. It depends on the distance between slices, so
-    compare it on one grid only. Source: this project; the error's change, because anatomy itself changes between
-    slices and a difference of predictions alone would reward blur.
+    The result is in the volumes' unit. It depends on the distance between slices, so compare it on one grid only.
+    Source: this project; the error's change, because anatomy itself changes between slices and a difference of
+    predictions alone would reward blur.
 
     Raises:
         Undefined: Fewer than two slices, or no voxel lies in the region on two neighbouring slices.
     """
-    total, count = 0.0, 0
+    steps = _steps(pair)
+    return math.fsum(total for total, _ in steps) / sum(count for _, count in steps)
+
+
+@metric(
+    title="seam index",
+    unit="",
+    better="lower",
+    definition=(
+        "the largest step of the error between neighbouring slices over the median step (a step: mean absolute change "
+        "over voxels in the region on both slices); near 1 without seams, high where windows of slices were joined "
+        "visibly (this project)"
+    ),
+    volume=True,
+)
+def seam_index(pair: Pair) -> float:
+    """Largest over median step of the error along the film: one seam stands out, steady flicker does not.
+
+    Steps with fewer voxels than a tenth of the fullest are left out: a region's tip of a few voxels is all noise.
+    Source: this project.
+
+    Raises:
+        Undefined: Fewer than three steps, or the median step is 0.
+    """
+    steps = _steps(pair)
+    fullest = max(count for _, count in steps)
+    means = [total / count for total, count in steps if count >= fullest / 10]
+    if len(means) < 3:
+        raise Undefined(f"{len(means)} steps between slices are too few for a median")
+    middle = statistics.median(means)
+    if middle == 0:
+        raise Undefined("the error does not change between most slices, so nothing can stand out")
+    return max(means) / middle
+
+
+def _steps(pair: Pair) -> list[tuple[float, int]]:
+    """Return the summed absolute change of the error and its voxels, for each pair of slices that shares any."""
+    steps: list[tuple[float, int]] = []
     before: NDArray[np.float64] | None = None
-    for k in range(reference.shape[0]):
-        error = prediction[k].astype(np.float64) - reference[k]
+    for k in range(pair.reference.shape[0]):
+        error = pair.prediction[k].astype(np.float64) - pair.reference[k]
         if before is not None:
-            both = np.ones(error.shape, bool) if mask is None else mask[k] & mask[k - 1]
-            total += float(np.abs(error - before)[both].sum())
-            count += int(both.sum())
+            change = np.abs(error - before).ravel()
+            if pair.mask is not None:
+                change = change[np.flatnonzero(pair.mask[k] & pair.mask[k - 1])]
+            if change.size:
+                steps.append((float(change.sum()), change.size))
         before = error
-    if count == 0:
+    if not steps:
         raise Undefined("no voxel of the region lies on two neighbouring slices")
-    return total / count
+    return steps

@@ -2,60 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, nearest
+from pipeline.metrics.pair import Pair, Undefined
+from pipeline.settings import MetricsSettings
 
 Better = Literal["lower", "higher", "zero"]
 Needs = Literal["volumes", "labels", "sets"]
+Function = TypeVar("Function", bound=Callable[..., Any])
 INTENSITY = "intensity"  # stands for the unit of the volumes that are compared
-
-
-class Undefined(Exception):  # noqa: N818 - not a mistake of anyone: the definition gives no number here
-    """A metric has no value for this input; the message says why."""
-
-
-class PairFunction(Protocol):
-    """A metric of two volumes; see `Metric`."""
-
-    def __call__(
-        self,
-        prediction: NDArray,
-        reference: NDArray,
-        mask: NDArray[np.bool_] | None,
-        spacing_mm: tuple[float, float, float],
-        *,
-        clip: tuple[float, float],
-        data_range: float,
-    ) -> float:
-        """Return the metric's value or raise `Undefined`."""
-        ...
+INTENSITY_SQUARED = "intensity squared"
 
 
 @dataclass(frozen=True)
 class Metric:
     """A metric: what computes it, its unit, which direction is better, what it compares, and its definition.
 
-    ``function(prediction, reference, mask, spacing_mm, *, clip, data_range)`` takes arrays in film order
-    (slices, rows, columns), a Boolean mask of the same shape (None: everywhere) and the spacing in the same order;
-    it returns a float or raises `Undefined`. ``unit`` is `INTENSITY` for metrics in the volumes' own unit.
+    ``function(pair, *, ...)`` takes a `Pair` (of label volumes where ``needs`` is 'labels') and, by keyword, those
+    settings of the profile that its signature names; it returns a float or raises `Undefined`. What ``needs`` 'sets' is
+    described in `pipeline.metrics.frechet`. ``unit`` may be `INTENSITY`. ``volume`` marks what is always taken over
+    the whole volume; a profile of dimension '2d' takes all others slice by slice.
     """
 
     name: str
     title: str
-    function: PairFunction
+    function: Callable[..., Any]
     unit: str
     better: Better
     needs: Needs
     definition: str
+    volume: bool
+    hu: bool
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The settings of the profile that decide its value."""
+        found = inspect.signature(self.function).parameters.values()
+        return tuple(p.name for p in found if p.kind is p.KEYWORD_ONLY and p.default is p.empty)
 
     def unit_for(self, volume_unit: str) -> str:
         """Return the unit of this metric for volumes in ``volume_unit``."""
+        if self.unit == INTENSITY_SQUARED:
+            return f"{volume_unit}²" if volume_unit else ""
         return volume_unit if self.unit == INTENSITY else self.unit
 
 
@@ -63,73 +58,90 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    *, title: str, unit: str, better: Better, definition: str, needs: Needs = "volumes"
-) -> Callable[[PairFunction], PairFunction]:
-    """Enter the decorated function into `METRICS` under its own name."""
+    *,
+    title: str,
+    unit: str,
+    better: Better,
+    definition: str,
+    name: str = "",
+    needs: Needs = "volumes",
+    volume: bool = False,
+    hu: bool = False,
+) -> Callable[[Function], Function]:
+    """Enter the decorated function into `METRICS`, under its own name unless one is given.
 
-    def enter(function: PairFunction) -> PairFunction:
-        name: str = function.__name__  # type: ignore[attr-defined]
-        if name in METRICS:
-            raise ValueError(f"metric '{name}' is registered twice")
-        METRICS[name] = Metric(name, title, function, unit, better, needs, definition)
+    Args:
+        title: For a reader.
+        unit: Of the value.
+        better: Which direction is.
+        definition: In a sentence, with the source.
+        name: In profiles and records.
+        needs: What is compared: two volumes, two label volumes, or two sets of slices.
+        volume: Has no meaning for a single slice.
+        hu: Has a meaning for volumes in HU only.
+    """
+
+    def enter(function: Function) -> Function:
+        key = name or function.__name__
+        if key in METRICS:
+            raise ValueError(f"metric '{key}' is registered twice")
+        METRICS[key] = Metric(key, title, function, unit, better, needs, definition, volume, hu)
         return function
 
     return enter
 
 
-def check_metrics(names: Iterable[str]) -> None:
-    """Raise ConfigError for a name that is not a metric, with the nearest one that is."""
-    for name in names:
+def check_metrics(settings: MetricsSettings) -> None:
+    """Raise ConfigError for what is no metric, or for one that has no meaning in the profile's unit."""
+    for name in settings.names:
         if name not in METRICS:
             raise ConfigError(
                 f"Unknown metric '{name}' in metrics.metrics",
                 allowed=", ".join(METRICS),
                 remedy=nearest(name, METRICS),
             )
+        if METRICS[name].hu and settings.scored_unit != "HU":
+            raise ConfigError(f"Metric '{name}' needs volumes in HU", value=f"metrics.unit is {settings.unit}")
 
 
-def compute(
-    name: str,
-    prediction: NDArray,
-    reference: NDArray,
-    mask: NDArray[np.bool_] | None,
-    spacing_mm: tuple[float, float, float],
-    *,
-    clip: tuple[float, float],
-    data_range: float,
-) -> tuple[float | None, str]:
-    """Compute one metric and keep 'no value' apart from any number.
+def compute(name: str, pair: Pair, settings: MetricsSettings) -> tuple[float | None, str]:
+    """Compute one metric as the profile defines it, and keep 'no value' apart from any number.
 
     Returns:
         The value and an empty reason, or None and the reason why there is no value.
     """
-    if prediction.shape != reference.shape or (mask is not None and mask.shape != reference.shape):
-        raise ValueError(
-            f"shapes differ: {prediction.shape}, {reference.shape}, {None if mask is None else mask.shape}"
-        )
-    if mask is not None and not mask.any():
-        return None, "the region is empty"
-    for what, array in (("prediction", prediction), ("reference", reference)):
-        inside = array if mask is None else array[mask]
-        if not np.isfinite(inside).all():
-            return None, f"the {what} holds {int((~np.isfinite(inside)).sum())} voxels that are not finite"
+    if pair.obstacle:
+        return None, pair.obstacle
+    entry = METRICS[name]
     try:
-        value = METRICS[name].function(prediction, reference, mask, spacing_mm, clip=clip, data_range=data_range)
+        if settings.dimension == "2d" and not entry.volume:
+            value = _over_slices(entry, pair, settings)
+        else:
+            value = float(entry.function(pair, **_arguments(entry, pair, settings)))
     except Undefined as reason:
         return None, str(reason)
-    return (float(value), "") if np.isfinite(value) else (None, f"the value is {value}")
+    return (value, "") if math.isfinite(value) else (None, f"the value is {value}")
 
 
-def inside_mask(
-    prediction: NDArray, reference: NDArray, mask: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the voxels of the region from both volumes as two vectors in float64.
+def _over_slices(entry: Metric, pair: Pair, settings: MetricsSettings) -> float:
+    values, reason = [], "the region is empty"
+    for one in pair.slices():
+        try:
+            values.append(float(entry.function(one, **_arguments(entry, one, settings))))
+        except Undefined as undefined:
+            reason = str(undefined)
+    if not values:
+        raise Undefined(f"no slice has a value: {reason}")
+    return math.fsum(values) / len(values)
 
-    Raises:
-        Undefined: The region holds no voxel.
-    """
-    a = (prediction.ravel() if mask is None else prediction[mask]).astype(np.float64)
-    b = (reference.ravel() if mask is None else reference[mask]).astype(np.float64)
-    if a.size == 0:
-        raise Undefined("the region is empty")
-    return a, b
+
+def _arguments(entry: Metric, pair: Pair, settings: MetricsSettings) -> dict[str, Any]:
+    chosen: dict[str, Any] = {name: getattr(settings, name) for name in entry.parameters if name != "weights"}
+    if "weights" in entry.parameters:
+        chosen["weights"] = settings.weights.get(entry.name, "")
+    if chosen.get("data_range") == "reference_maximum":
+        highest = float(np.nanmax(pair.reference))
+        if not highest > 0:
+            raise Undefined(f"the reference's maximum {highest:g} is no range")
+        chosen["data_range"] = highest
+    return chosen

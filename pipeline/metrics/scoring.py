@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import CinevoxError
 from pipeline.geometry import FILM_AXES, Grid, Volume, grid_difference
 from pipeline.metrics.comparison import CaseFiles, Target, on_grid, read_film, read_target
+from pipeline.metrics.pair import Pair
+from pipeline.metrics.profile import normalised
 from pipeline.metrics.registry import METRICS, compute
 from pipeline.records import Score, unique
 from pipeline.settings import MetricsSettings
@@ -76,8 +81,8 @@ def _score_source(job: CaseJob, files: CaseFiles, target: Target, result: CaseRe
     who = f"case '{job.case}' ({SOURCE})"
     try:
         source = read_film(files.source, "source", job.metrics.unit)
-        # Where the source shows nothing it has air, the lowest value of the range.
-        source, difference = on_grid(source, target.volume.grid, outside=job.metrics.clip[0])
+        # Where the source shows nothing it has air, the lowest value.
+        source, difference = on_grid(source, target.volume.grid, outside=_lowest(job.metrics, target))
     except CinevoxError as error:
         result.excluded.append(f"{who}: {error}")
         return
@@ -86,26 +91,24 @@ def _score_source(job: CaseJob, files: CaseFiles, target: Target, result: CaseRe
     result.scores += _scores(job, files, SOURCE, source, target)
 
 
+def _lowest(settings: MetricsSettings, target: Target) -> float:
+    return settings.clip[0] if settings.clip is not None else float(np.nanmin(target.volume.array))
+
+
 def _scores(job: CaseJob, files: CaseFiles, method: str, prediction: Volume, target: Target) -> list[Score]:
     assert prediction.grid.axes == FILM_AXES
+    settings = job.metrics
+    volumes: tuple[NDArray, NDArray] = (prediction.array, target.volume.array)
+    if settings.normalisation == "percentile":
+        volumes = normalised(*volumes)
     scores = []
-    for name in unique(job.metrics.regions):
+    for name in unique(settings.regions):
         region = target.regions.get(name)
         if region is None:
             continue
-        for metric_name in job.metrics.metrics:
-            value, reason = (None, region.reason)
-            if not region.reason:
-                value, reason = compute(
-                    metric_name,
-                    prediction.array,
-                    target.volume.array,
-                    region.mask,
-                    prediction.spacing_mm,
-                    clip=job.metrics.clip,
-                    data_range=job.metrics.data_range,
-                )
-            metric = METRICS[metric_name]
+        pair = Pair(*volumes, region.mask, prediction.spacing_mm)
+        for metric in (METRICS[metric_name] for metric_name in settings.names):
+            value, reason = (None, region.reason) if region.reason else compute(metric.name, pair, settings)
             scores.append(
                 Score(
                     case=job.case,
@@ -113,9 +116,9 @@ def _scores(job: CaseJob, files: CaseFiles, method: str, prediction: Volume, tar
                     cohort=files.cohort,
                     method=method,
                     region=name,
-                    metric=metric_name,
+                    metric=metric.name,
                     value=value,
-                    unit=metric.unit_for(job.metrics.unit),
+                    unit=metric.unit_for(settings.scored_unit),
                     better=metric.better,
                     reason=reason,
                 )

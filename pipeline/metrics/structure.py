@@ -1,17 +1,21 @@
-"""Similarity of local structure: SSIM in three dimensions."""
+"""Similarity of local structure: SSIM, and MS-SSIM over five scales."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 
-from pipeline.metrics.registry import Undefined, metric
+from pipeline.metrics.pair import Pair, Undefined
+from pipeline.metrics.registry import metric
+from pipeline.metrics.windows import Box, Planes, bounds, inner, prepared, similarity, window_for
 
-WINDOW = 7
-BORDER = WINDOW // 2
-K1, K2 = 0.01, 0.03
-_SLAB = 32  # slices at a time: five float64 maps of a whole 512 x 512 volume would take gigabytes
+# Wang 2003, section 3.2: exponents of the five scales, the finest first.
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+SMALLEST = 97  # voxels per axis, so that the coarsest scale still holds a window
 
 
 @metric(
@@ -19,68 +23,147 @@ _SLAB = 32  # slices at a time: five float64 maps of a whole 512 x 512 volume wo
     unit="",
     better="higher",
     definition=(
-        "mean structural similarity over the region: 3D, 7×7×7 uniform window, sample covariance, K1 0.01, K2 0.03, "
-        "volumes clipped to the range and set to its lower end outside the region, 3 voxels cropped per side "
-        "(SynthRAD2023)"
+        "mean structural similarity over the region's voxels at least half a window from every side: K1 0.01, K2 0.03; "
+        "volumes clipped to the profile's range and shifted to begin at 0; window and what it sees outside the region "
+        "as the profile says (Wang 2004; SynthRAD2023: uniform, the lowest value)"
     ),
 )
 def ssim(
-    prediction: NDArray,
-    reference: NDArray,
-    mask: NDArray[np.bool_] | None,
-    spacing_mm: tuple[float, float, float],
+    pair: Pair,
     *,
-    clip: tuple[float, float],
+    clip: tuple[float, float] | None,
     data_range: float,
+    outside: str,
+    window: Literal["uniform", "gaussian"],
+    dimension: Literal["2d", "3d"],
 ) -> float:
     """Mean structural similarity over the region, between -1 and 1.
 
-    Volumes are (slices, rows, columns) in the unit of ``clip``. Both are clipped, set to ``clip[0]`` outside the mask
-    and shifted so that ``clip[0]`` becomes 0; the map is averaged over the region's voxels that lie at least 3 voxels
-    from every side. Source: Wang 2004 as in skimage's ``structural_similarity`` (uniform window, sample covariance)
-    and SynthRAD2023's masking (metrics repository 3200007).
+    Both volumes are clipped and shifted so that ``clip[0]`` becomes 0, and ``outside`` 'lowest' sets them to it outside
+    the mask; the map is averaged over the region's voxels whose window lies inside the volume. Source: Wang 2004;
+    'uniform' as skimage's ``structural_similarity`` and SynthRAD2023's masking (metrics repository 3200007).
 
     Raises:
         Undefined: An axis is shorter than the window, or no voxel of the region is left after the crop.
     """
-    if min(reference.shape) < WINDOW:
-        raise Undefined(f"size {reference.shape} is smaller than the window of {WINDOW} voxels")
-    inner = tuple(slice(BORDER, n - BORDER) for n in reference.shape)
-    region = np.ones(reference.shape, bool) if mask is None else mask
-    kept = np.zeros(reference.shape, bool)
-    kept[inner] = region[inner]
+    shape = window_for(window, flat=dimension == "2d")
+    if any(n < size for n, size in zip(pair.reference.shape, shape.size, strict=True)):
+        raise Undefined(f"size {pair.reference.shape} is smaller than the window of {max(shape.size)} voxels")
+    kept = inner(pair.mask, pair.reference.shape, shape)
     if not kept.any():
-        raise Undefined(f"no voxel of the region is {BORDER} voxels away from every side")
-    # Only the region's bounding box and its windows matter; the box stays inside the volume by construction.
-    box = tuple(_span(kept, axis) for axis in range(3))
-    total, count = 0.0, 0
-    for start in range(box[0].start, box[0].stop, _SLAB):
-        stop = min(start + _SLAB, box[0].stop)
-        part = (slice(start, stop), box[1], box[2])
-        wide = tuple(slice(s.start - BORDER, s.stop + BORDER) for s in part)
-        within = region[wide]
-        p, r = (
-            np.where(within, np.clip(v[wide].astype(np.float64), *clip) - clip[0], 0.0) for v in (prediction, reference)
-        )
-        values = _map(p, r, data_range)[(slice(BORDER, -BORDER),) * 3][kept[part]]
-        total += float(values.sum())
-        count += values.size
-    return total / count
+        raise Undefined(f"no voxel of the region is {max(shape.size) // 2} voxels away from every side")
+    box = bounds(kept, shape)
+    films = prepared(pair, box, clip, outside)
+    totals = ((float(light @ form), light.size) for light, form in similarity(films, kept[box], shape, data_range))
+    total, count = np.sum(list(totals), axis=0)
+    return float(total / count)
 
 
-def _span(mask: NDArray[np.bool_], axis: int) -> slice:
-    others = tuple(a for a in range(mask.ndim) if a != axis)
-    hit = np.flatnonzero(mask.any(axis=others))
-    return slice(int(hit[0]), int(hit[-1]) + 1)
+@metric(
+    title="MS-SSIM",
+    unit="",
+    better="higher",
+    definition=(
+        "product over five scales of the mean over the region of (luminance x contrast x structure)^w, each mean "
+        "clipped to [0, 1]: 3D, 7x7x7 uniform window, sample covariance, w as in Wang 2003 but, as in SynthRAD2025's "
+        "code (17cac47), on the luminance at every scale and voxel by voxel; axes below 97 voxels padded by their edge"
+    ),
+    volume=True,
+)
+def ms_ssim(pair: Pair, *, clip: tuple[float, float], data_range: float) -> float:
+    """Masked multi-scale structural similarity as SynthRAD2025 reports it, between 0 and 1.
+
+    Volumes are clipped, ``clip[0]`` outside the mask, and shifted to begin at 0. Every scale halves the volumes by
+    means of 2 x 2 x 2 voxels ending at each second one (zeros before the first) and the mask by each second voxel.
+    Source: SynthRAD2025 evaluation code (17cac47), whose luminance enters at all five scales instead of the last.
+
+    Raises:
+        Undefined: The region is empty, or so thin that a scale has no voxel of it 3 voxels from every side.
+    """
+    factors = []
+    for weight, values in zip(SCALES, _scales(pair, clip, data_range), strict=True):
+        parts = [(float((np.maximum(light * form, 0) ** weight).sum()), light.size) for light, form in values]
+        factors.append(_mean(parts))
+    return math.prod(min(1.0, max(0.0, factor)) for factor in factors)
 
 
-def _map(p: NDArray[np.float64], r: NDArray[np.float64], data_range: float) -> NDArray[np.float64]:
-    """Return the similarity at each voxel; values within `BORDER` of a side depend on padding and are not used."""
-    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
-    sample = WINDOW**3 / (WINDOW**3 - 1)
-    mean_p, mean_r = uniform_filter(p, WINDOW), uniform_filter(r, WINDOW)
-    var_p = sample * (uniform_filter(p * p, WINDOW) - mean_p**2)
-    var_r = sample * (uniform_filter(r * r, WINDOW) - mean_r**2)
-    covariance = sample * (uniform_filter(p * r, WINDOW) - mean_p * mean_r)
-    luminance = (2 * mean_p * mean_r + c1) / (mean_p**2 + mean_r**2 + c1)
-    return luminance * (2 * covariance + c2) / (var_p + var_r + c2)
+@metric(
+    title="MS-SSIM (Wang)",
+    unit="",
+    better="higher",
+    definition=(
+        "product over five scales of the region's mean of contrast x structure to the power w, with the luminance at "
+        "the coarsest scale only (Wang 2003); windows, masking and halving as in SynthRAD2025's MS-SSIM"
+    ),
+    volume=True,
+)
+def ms_ssim_wang(pair: Pair, *, clip: tuple[float, float], data_range: float) -> float:
+    """Multi-scale structural similarity with the luminance at the coarsest scale only and means before exponents.
+
+    Volumes are treated as in `ms_ssim`; a negative mean counts as 0. Source: Wang 2003, equation 7.
+
+    Raises:
+        Undefined: As in `ms_ssim`.
+    """
+    product = 1.0
+    for level, (weight, values) in enumerate(zip(SCALES, _scales(pair, clip, data_range), strict=True), start=1):
+        last = level == len(SCALES)
+        parts = [(float(light @ form) if last else float(form.sum()), light.size) for light, form in values]
+        product *= max(0.0, _mean(parts)) ** weight
+    return product
+
+
+def _mean(parts: list[tuple[float, int]]) -> float:
+    return math.fsum(total for total, _ in parts) / sum(count for _, count in parts)
+
+
+def _scales(pair: Pair, clip: tuple[float, float], data_range: float) -> Iterator[Iterator[Planes]]:
+    """Yield, for each scale, luminance and contrast times structure at the region's voxels, slice by slice.
+
+    A scale's values have to be taken up before the next scale: they make its volumes on the way.
+    """
+    pair = _padded(pair)
+    window = window_for("uniform", flat=False)
+    region = np.ones(pair.reference.shape, bool) if pair.mask is None else pair.mask
+    halves = None
+    for level in range(len(SCALES)):
+        kept = inner(region, region.shape, window)
+        if not kept.any():
+            raise Undefined(f"at scale {level + 1} no voxel of the region is 3 voxels away from every side")
+        if halves is None:
+            # Outside the region all is 0, so only the box around it counts; later scales are small anyway.
+            box = bounds(region, window, even=True)
+            films: Iterable[Planes] = prepared(pair, box, clip, "lowest")
+        else:
+            box = (slice(0, region.shape[0]), slice(0, region.shape[1]), slice(0, region.shape[2]))
+            films = zip(*halves, strict=True)
+        halves = np.zeros((2, *(-(-n // 2) for n in region.shape)))
+        yield similarity(_halved(films, halves, box), kept[box], window, data_range)
+        region = region[::2, ::2, ::2]
+
+
+def _padded(pair: Pair) -> Pair:
+    """Repeat the edge of short axes, half on either side, up to the smallest size."""
+    short = [max(SMALLEST - n, 0) for n in pair.reference.shape]
+    if not any(short):
+        return pair
+    pads = [(n // 2, n - n // 2) for n in short]
+    mask = None if pair.mask is None else np.pad(pair.mask, pads, mode="edge")
+    prediction, reference = (np.pad(volume, pads, mode="edge") for volume in (pair.prediction, pair.reference))
+    return Pair(prediction, reference, mask, pair.spacing_mm)
+
+
+def _halved(films: Iterable[Planes], halves: NDArray[np.float64], box: Box) -> Iterator[Planes]:
+    """Pass the films on, and add each plane to the volumes of half the size: h[j] = (v[2j - 1] + v[2j]) / 2."""
+    rows, columns = (slice(side.start // 2, -(-side.stop // 2)) for side in box[1:])
+    for k, planes in enumerate(films, start=box[0].start):
+        target = -(-k // 2)
+        if target < halves.shape[1]:
+            for half, plane in zip(halves, planes, strict=True):
+                wide = plane[::2].copy()
+                wide[1:] += plane[1 : 2 * len(wide) - 1 : 2]
+                small = wide[:, ::2].copy()
+                small[:, 1:] += wide[:, 1 : 2 * small.shape[1] - 1 : 2]
+                small /= 8
+                half[target, rows, columns] += small
+        yield planes

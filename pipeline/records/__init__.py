@@ -13,7 +13,7 @@ from pipeline.records.base import (
     unique,
 )
 from pipeline.records.cohort import Case, Cohort
-from pipeline.records.scores import Comparison, Score, Scores, Summary, TranslatedCase, Translation
+from pipeline.records.scores import Comparison, Score, Scores, SetScore, Summary, TranslatedCase, Translation
 from pipeline.records.shards import (
     CaseFingerprint,
     Fingerprint,
@@ -42,6 +42,7 @@ __all__ = [
     "Record",
     "Score",
     "Scores",
+    "SetScore",
     "ShardCase",
     "ShardFile",
     "ShardIndex",

@@ -107,6 +107,20 @@ class Comparison(BaseModel):
     note: str = ""
 
 
+class SetScore(BaseModel):
+    """One number for all slices of all cases together, such as a Frechet distance; ``n`` counts slices per set."""
+
+    model_config = ConfigDict(extra="forbid")
+    method: str
+    region: str
+    metric: str
+    value: float | None
+    n: int
+    unit: str
+    better: Literal["lower", "higher", "zero"]
+    reason: str = ""
+
+
 class Scores(Record):
     """``scores.json``: every score with the profile that defines it."""
 
@@ -117,6 +131,7 @@ class Scores(Record):
     scores: list[Score]
     summary: list[Summary]
     comparisons: list[Comparison] = Field(default_factory=list)
+    sets: list[SetScore] = Field(default_factory=list)
     translations: list[str] = Field(default_factory=list)  # folders whose volumes were scored: figures read them
     notes: list[str] = Field(default_factory=list)  # resampled references, cases left out
 

@@ -28,9 +28,10 @@ from rich.console import Console
 
 from pipeline.artifacts import claim_output, content_hash, file_sha256, write_json
 from pipeline.errors import ConfigError, DataError, nearest
-from pipeline.metrics import METRICS, check_metrics, compare, summarise
+from pipeline.metrics import check_metrics, compare, summarise
 from pipeline.metrics.comparison import REGIONS, CaseFiles
 from pipeline.metrics.plan import Plan, plan_pairs, plan_translations, volume_records
+from pipeline.metrics.profile import describe
 from pipeline.metrics.scoring import SOURCE, CaseJob, CaseResult, score_case
 from pipeline.progress import say, track
 from pipeline.records import Scores, unique
@@ -55,10 +56,7 @@ def run(config: Config) -> None:
             say(f"Would score {len(cases)} cases of '{method}': {', '.join(c.case for c in cases)}")
         for line in [*plan.notes, *(f"Left out: {reason}" for reason in plan.excluded)]:
             say(line)
-        say(
-            f"Metrics {', '.join(config.metrics.metrics)}; "
-            f"regions {', '.join(config.metrics.regions)}; nothing written."
-        )
+        say(f"Metrics {', '.join(config.metrics.names)}; regions {', '.join(config.metrics.regions)}; nothing written.")
         return
     if not jobs:
         raise DataError("There is nothing to score: " + "; ".join(plan.excluded or ["no case is listed"]))
@@ -105,9 +103,7 @@ def _check(config: Config) -> None:
             value=len(config.prediction_labels),
             allowed=len(config.prediction),
         )
-    check_metrics(config.metrics.metrics)
-    if config.metrics.unit != "HU" and "within_50_hu" in config.metrics.metrics:
-        raise ConfigError("Metric 'within_50_hu' needs volumes in HU", value=f"metrics.unit is {config.metrics.unit}")
+    check_metrics(config.metrics)
     for region in config.metrics.regions:
         if region not in REGIONS:
             raise ConfigError(
@@ -205,7 +201,7 @@ def _collect(config: Config, plan: Plan, results: list[CaseResult]) -> tuple[Sco
         notes.append(f"The methods were scored on different cases ({counts}); their means are not comparable.")
     record = Scores(
         schema=1,
-        profile=_profile(config),
+        profile=describe(config.metrics, config.preprocess.body_threshold_hu),
         scores=scores,
         summary=summarise(scores),
         comparisons=compare(scores),
@@ -213,25 +209,3 @@ def _collect(config: Config, plan: Plan, results: list[CaseResult]) -> tuple[Sco
         notes=notes,
     )
     return record, len(excluded)
-
-
-def _profile(config: Config) -> dict[str, Any]:
-    settings = config.metrics
-    metrics = {
-        name: {
-            "title": METRICS[name].title,
-            "unit": METRICS[name].unit_for(settings.unit),
-            "better": METRICS[name].better,
-            "definition": METRICS[name].definition,
-        }
-        for name in settings.metrics
-    }
-    return {
-        "name": settings.profile,
-        "unit": settings.unit,
-        "clip": list(settings.clip),
-        "data_range": settings.data_range,
-        "body_threshold_hu": config.preprocess.body_threshold_hu,
-        "regions": {name: REGIONS[name] for name in settings.regions},
-        "metrics": metrics,
-    }

@@ -88,7 +88,7 @@ def test_every_patient_is_tested_once_by_a_run_that_never_read_them(shards, runs
 
 def test_one_table_joins_the_folds(runs, tmp_path, capsys):
     inputs = [f"input={out / 'test'}" for out in runs.values()]
-    options = ["metrics.metrics=[mae]", "metrics.regions=[body]", "workers=1"]
+    options = ["metrics.metrics=[mae]", "metrics.extra=[]", "metrics.regions=[body]", "workers=1"]
     assert main(["evaluate", *inputs, *options, f"output={tmp_path / 'scores'}"]) == 0
     scores = Scores.load(tmp_path / "scores")
     assert [(s.method, s.n) for s in scores.summary] == [("regression", 4)]

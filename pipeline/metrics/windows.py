@@ -1,0 +1,164 @@
+"""Windows that slide through a film plane by plane: local means, and the similarity made of them.
+
+A volume's worth of float64 is never held: a ring of planes goes through the film, and sums run along with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.metrics.pair import Pair
+
+K1, K2 = 0.01, 0.03
+Planes = tuple[NDArray[np.float64], NDArray[np.float64]]
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A separable window of equal sides, over slices too unless it is flat.
+
+    Args:
+        taps: Weights along a side, summing to 1.
+        flat: Covers one slice.
+        sample: Variances are those of a sample, n/(n - 1), instead of the population's.
+    """
+
+    taps: tuple[float, ...]
+    flat: bool
+    sample: bool
+
+    @property
+    def depth(self) -> int:
+        """Number of slices."""
+        return 1 if self.flat else len(self.taps)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Slices, rows, columns."""
+        return self.depth, len(self.taps), len(self.taps)
+
+    @property
+    def correction(self) -> float:
+        """Factor from the population's to the wanted variance."""
+        n = self.depth * len(self.taps) ** 2
+        return n / (n - 1) if self.sample else 1.0
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all weights are equal, so that sums can run."""
+        return min(self.taps) == max(self.taps)
+
+    def in_plane(self, fields: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Average (rows, columns, fields) in the plane; what lies within the border depends on padding."""
+        if self.uniform:
+            return np.asarray(cv2.boxFilter(fields, -1, (len(self.taps),) * 2), np.float64)
+        weights = np.array(self.taps)
+        return np.asarray(cv2.sepFilter2D(fields, -1, weights, weights), np.float64)
+
+
+def window_for(kind: Literal["uniform", "gaussian"], *, flat: bool) -> Window:
+    """Return SSIM's window: uniform of 7 with sample variance (skimage), or Wang's Gaussian (11 taps, sigma 1.5)."""
+    if kind == "uniform":
+        return Window((1 / 7,) * 7, flat, sample=True)
+    bell = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    return Window(tuple(bell / bell.sum()), flat, sample=False)
+
+
+def prepared(pair: Pair, box: Box, clip: tuple[float, float] | None, outside: str) -> Iterator[Planes]:
+    """Yield prediction and reference of each slice of ``box`` in float64.
+
+    They are clipped and shifted so that the range begins at 0 (``clip`` None: as they are); ``outside`` 'lowest' sets
+    what lies outside the mask to that 0.
+    """
+    for k in range(box[0].start, box[0].stop):
+        without = None
+        if pair.mask is not None and outside == "lowest":
+            without = ~pair.mask[k, box[1], box[2]]
+        planes = []
+        for volume in (pair.prediction, pair.reference):
+            plane = volume[k, box[1], box[2]].astype(np.float64)
+            if clip is not None:
+                np.clip(plane, *clip, out=plane)
+                plane -= clip[0]
+            if without is not None:
+                np.copyto(plane, 0, where=without)
+            planes.append(plane)
+        yield planes[0], planes[1]
+
+
+def similarity(
+    films: Iterable[Planes], kept: NDArray[np.bool_], window: Window, data_range: float
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Yield SSIM's luminance and its contrast times structure at the kept voxels, slice by slice.
+
+    Args:
+        films: Prediction and reference of each slice, in order.
+        kept: As large as the films; at least half a window away from every side.
+        window: Over which means and variances are taken.
+        data_range: R in C1 = (0.01 R)² and C2 = (0.03 R)².
+    """
+    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    for k, fields in enumerate(_along_slices(films, window), start=window.depth // 2):
+        chosen = np.flatnonzero(kept[k])
+        if not chosen.size:
+            continue
+        local = window.in_plane(fields).reshape(-1, 4).take(chosen, axis=0)
+        mean_p, mean_r, squares, product = np.ascontiguousarray(local.T)
+        both = mean_p * mean_r
+        mean_squares = mean_p * mean_p + mean_r * mean_r
+        variances = window.correction * (squares - mean_squares)
+        covariance = window.correction * (product - both)
+        yield (2 * both + c1) / (mean_squares + c1), (2 * covariance + c2) / (variances + c2)
+
+
+def _along_slices(films: Iterable[Planes], window: Window) -> Iterator[NDArray[np.float64]]:
+    """Yield means over the window's slices of p, r, p² + r² and p r, as (rows, columns, 4); valid until the next."""
+    depth = window.depth
+    ring = total = mean = None
+    for k, (p, r) in enumerate(films):
+        if ring is None or total is None or mean is None:
+            ring = np.empty((depth, *p.shape, 4))
+            total, mean = np.zeros((*p.shape, 4)), np.empty((*p.shape, 4))
+        place = ring[k % depth]
+        if window.uniform and k >= depth:
+            total -= place
+        place[..., 0], place[..., 1] = p, r
+        np.multiply(p, r, out=place[..., 3])
+        np.multiply(p, p, out=p)
+        np.multiply(r, r, out=r)
+        np.add(p, r, out=place[..., 2])
+        if window.uniform:
+            total += place
+        if k < depth - 1:
+            continue
+        if window.uniform:
+            # Sums, not means, run on: those of whole numbers are exact, so nothing drifts.
+            yield np.multiply(total, 1 / depth, out=mean)
+        else:
+            yield np.einsum("d,drcf->rcf", np.roll(window.taps, (k + 1) % depth), ring, out=mean)
+
+
+def inner(mask: NDArray[np.bool_] | None, shape: tuple[int, ...], window: Window) -> NDArray[np.bool_]:
+    """Return the region's voxels around which the whole window lies inside the volume."""
+    kept = np.zeros(shape, bool)
+    place = tuple(slice(size // 2, n - size // 2) for size, n in zip(window.size, shape, strict=True))
+    kept[place] = True if mask is None else mask[place]
+    return kept
+
+
+def bounds(kept: NDArray[np.bool_], window: Window, *, even: bool = False) -> Box:
+    """Return the box that holds all windows around ``kept``; with ``even`` it begins at even indices."""
+    box = []
+    for axis, size in enumerate(window.size):
+        hit = np.flatnonzero(kept.any(axis=tuple(a for a in range(3) if a != axis)))
+        start = max(int(hit[0]) - size // 2, 0)
+        stop = min(int(hit[-1]) + size // 2 + 1, kept.shape[axis])
+        box.append(slice(start - start % 2 if even else start, stop))
+    return box[0], box[1], box[2]
