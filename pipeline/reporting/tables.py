@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -15,7 +16,7 @@ from rich.text import Text
 from pipeline.artifacts import atomic_path, difference
 from pipeline.errors import ConfigError
 from pipeline.metrics import compare, summarise
-from pipeline.records import Score, Scores, Summary, unique
+from pipeline.records import Comparison, Score, Scores, Summary, unique
 
 SOURCE = "source"
 ARROWS = {"lower": "↓", "higher": "↑", "zero": "→0"}
@@ -195,31 +196,40 @@ def _best(rows: Iterable[Score | Summary | None]) -> float | None:
     return min(values) if better == "lower" else max(values)
 
 
+def plain_text(text: str) -> str:
+    """Return text on one line and without control characters, which become spaces."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def safe_cell(text: str) -> str:
-    """Return text that a spreadsheet shows instead of running it as a formula."""
-    return "'" + text if text[:1] in tuple("=+-@\t\r") else text
+    """Return text that a spreadsheet shows instead of running it as a formula, on one line."""
+    text = plain_text(text)
+    # Spreadsheets skip leading blanks, and some take the full-width signs of Asian keyboards.
+    return "'" + text if text.lstrip()[:1] in tuple("=+-@＝＋－＠") else text
 
 
 def write_scores_csv(path: Path, scores: Iterable[Score]) -> None:
     """Write one row per score, atomically; text that starts like a formula is quoted, numbers are untouched."""
-    head = ["case", "patient", "method", "region", "metric", "value", "unit", "better", "reason"]
-    rows = ([s.case, s.patient, s.method, s.region, s.metric, s.value, s.unit, s.better, s.reason] for s in scores)
-    _write_csv(path, head, rows)
+    _write_csv(path, list(Score.model_fields), scores)
 
 
 def write_summary_csv(path: Path, summary: Iterable[Summary]) -> None:
-    """Write one row per method, region and metric, atomically."""
-    head = ["method", "region", "metric", "mean", "sd", "n", "undefined", "unit", "better"]
-    rows = ([s.method, s.region, s.metric, s.mean, s.sd, s.n, s.undefined, s.unit, s.better] for s in summary)
-    _write_csv(path, head, rows)
+    """Write one row per method, region, metric and cohort, as `write_scores_csv` does."""
+    _write_csv(path, list(Summary.model_fields), summary)
 
 
-def _write_csv(path: Path, head: list[str], rows: Iterable[list[str | float | int | None]]) -> None:
+def write_comparisons_csv(path: Path, comparisons: Iterable[Comparison]) -> None:
+    """Write one row per pair of methods, region, metric and cohort, as `write_scores_csv` does."""
+    _write_csv(path, list(Comparison.model_fields), comparisons)
+
+
+def _write_csv(path: Path, head: list[str], rows: Iterable[BaseModel]) -> None:
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(head)
         for row in rows:
-            writer.writerow([safe_cell(c) if isinstance(c, str) else "" if c is None else repr(c) for c in row])
+            cells = (getattr(row, name) for name in head)
+            writer.writerow([safe_cell(c) if isinstance(c, str) else "" if c is None else repr(c) for c in cells])
 
 
 def print_summary(console: Console, scores: Scores) -> None:
@@ -227,8 +237,8 @@ def print_summary(console: Console, scores: Scores) -> None:
     for region in regions(scores):
         table = summary_table(scores, region)
         heads = [f"{c.title} {c.arrow}" + (f" [{c.unit}]" if c.unit else "") for c in table.columns]
-        n = len({s.case for s in scores.scores if s.region == region})
-        title = f"Region {region}, mean ± SD over {n} case{'s' if n != 1 else ''}"
+        n = len({(s.cohort, s.patient) for s in scores.scores if s.region == region})
+        title = f"Region {region}, mean ± SD over {n} patient{'s' if n != 1 else ''}"
         lines = [
             (method, [c.text + (f" ({c.remark})" if c.remark else "") + (" *" if c.best else "") for c in cells])
             for method, cells in table.rows

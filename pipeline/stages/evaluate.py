@@ -35,7 +35,8 @@ from pipeline.metrics.profile import describe
 from pipeline.metrics.scoring import SOURCE, CaseJob, CaseResult, score_case
 from pipeline.progress import say, track
 from pipeline.records import Scores, unique
-from pipeline.reporting.tables import print_summary, write_scores_csv
+from pipeline.reporting.latex import write_latex
+from pipeline.reporting.tables import print_summary, write_comparisons_csv, write_scores_csv, write_summary_csv
 from pipeline.settings import Config
 
 
@@ -72,6 +73,9 @@ def run(config: Config) -> None:
                 write_json(config.output / name, record)
         scores.save(config.output)
         write_scores_csv(config.output / "scores.csv", scores.scores)
+        write_summary_csv(config.output / "summary.csv", scores.summary)
+        write_comparisons_csv(config.output / "comparisons.csv", scores.comparisons)
+        write_latex(config.output / "summary.tex", scores)
         claim.finish(excluded=left_out)
     print_summary(Console(file=sys.stdout), scores)
     if left_out:

@@ -4,18 +4,22 @@ import csv
 import io
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from pipeline.errors import ConfigError
-from pipeline.metrics import summarise
+from pipeline.metrics import compare, summarise
 from pipeline.records import Score, Scores
 from pipeline.reporting.tables import (
     case_table,
     merge,
+    plain_text,
     print_summary,
     regions,
     safe_cell,
     summary_table,
+    write_comparisons_csv,
     write_scores_csv,
     write_summary_csv,
 )
@@ -89,8 +93,35 @@ def test_csv_neutralises_formulas_and_leaves_numbers(tmp_path):
         ("'-1", "p1", "'+a", ""),
     ]
     write_summary_csv(tmp_path / "summary.csv", summarise(rows))
-    assert "'=cmd(),body,mae,-5.25,,1,0,HU,lower" in (tmp_path / "summary.csv").read_text()
-    assert [safe_cell(t) for t in ("\t=1", "a=1", "")] == ["'\t=1", "a=1", ""]
+    with (tmp_path / "summary.csv").open() as stream:
+        first, _ = csv.DictReader(stream)
+    assert (first["method"], first["mean"], first["sd"], first["n"]) == ("'=cmd()", "-5.25", "", "1")
+    assert [safe_cell(t) for t in ("\t=1", "a=1", "", "＝1")] == ["' =1", "a=1", "", "'＝1"]
+
+
+HOSTILE = st.text(st.sampled_from("=+-@\t\r\n\v\0\u2028\u202e,;\"'\\{}$&#^_~%<>|a1é "), max_size=12)
+
+
+@given(HOSTILE)
+def test_no_text_starts_a_formula_or_a_line(text):
+    cell = safe_cell(text)
+    assert cell.isprintable() and not cell.lstrip().startswith(("=", "+", "-", "@", "＝"))
+    assert cell.removeprefix("'").strip() == plain_text(text).removeprefix("'").strip()
+
+
+def test_comparisons_csv_has_a_row_per_pair_with_its_reason(tmp_path):
+    rows = [row(m, "mae", float(v), case=f"c{v}", patient=f"p{v}") for m in ("=a", "b") for v in range(3)]
+    write_comparisons_csv(tmp_path / "comparisons.csv", compare(rows))
+    with (tmp_path / "comparisons.csv").open() as stream:
+        (line,) = csv.DictReader(stream)
+    assert (line["a"], line["b"], line["n"], line["p"], line["p_holm"]) == ("'=a", "b", "3", "", "")
+    assert "that differ" in line["note"]
+
+
+def test_tables_show_all_patients_also_where_cohorts_have_rows_of_their_own():
+    rows = [row("a", "mae", v, case=c, patient=c).model_copy(update={"cohort": c}) for c, v in (("x", 1.0), ("y", 3.0))]
+    ((_, (cell,)),) = summary_table(result(rows), "body").rows
+    assert cell.text == "2.0 ± 1.4"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
