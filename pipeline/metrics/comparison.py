@@ -13,6 +13,7 @@ from pipeline.geometry import Grid, Volume, grid_difference, reorder
 from pipeline.imaging.mask import body_mask
 from pipeline.imaging.resample import resample
 from pipeline.io import read_volume
+from pipeline.metrics.plausibility import check_unit
 from pipeline.records import TranslatedCase
 
 FIELD_OF_VIEW = "field_of_view"
@@ -101,13 +102,13 @@ def read_target(files: CaseFiles, grid: Grid, *, unit: str, body_threshold_hu: f
         may_resample: Put a reference or mask on another grid onto ``grid``; else that is an error.
 
     Raises:
-        DataError: There is no reference, or a file cannot be read.
+        DataError: There is no reference, a file cannot be read, or its values cannot be in ``unit``.
         GeometryError: Grids differ and ``may_resample`` is false.
     """
     if files.reference is None:
         raise DataError("There is no reference")
     reference = read_film(files.reference, "reference", unit)
-    notes = []
+    doubts, notes = check_unit(reference, "reference"), []
     if difference := grid_difference(grid, reference.grid):
         _refuse(not may_resample, "reference", difference, grid, reference.grid)
         # NaN, not air: what the reference never showed must not count as an error of the prediction.
@@ -115,8 +116,9 @@ def read_target(files: CaseFiles, grid: Grid, *, unit: str, body_threshold_hu: f
         notes.append(f"the reference was resampled onto the prediction's grid ({difference})")
     covered = np.isfinite(reference.array)
     known = None if covered.all() else covered
-    if known is not None and notes:
-        notes.append(f"the reference covers {100 * covered.mean():.1f} % of the prediction; the rest is not scored")
+    if known is not None:
+        share = f"{100 * covered.mean():.1f} % of the prediction"
+        notes.append(f"the reference {'covers' if notes else 'is finite in'} {share}; the rest is not scored")
     regions: dict[str, Region] = {}
     body = None
     if unit == "HU":
@@ -131,7 +133,7 @@ def read_target(files: CaseFiles, grid: Grid, *, unit: str, body_threshold_hu: f
     if body is not None:
         regions["body"] = body
     regions["whole"] = Region(known)
-    return Target(reference, regions, notes)
+    return Target(reference, regions, [*doubts, *notes])
 
 
 def _body(reference: Volume, threshold_hu: float) -> Region:

@@ -11,6 +11,7 @@ from pipeline.errors import CinevoxError
 from pipeline.geometry import FILM_AXES, Grid, Volume, grid_difference
 from pipeline.metrics.comparison import CaseFiles, Target, on_grid, read_film, read_target
 from pipeline.metrics.pair import Pair
+from pipeline.metrics.plausibility import check_unit
 from pipeline.metrics.profile import normalised
 from pipeline.metrics.registry import METRICS, compute
 from pipeline.records import Score, unique
@@ -49,6 +50,7 @@ def score_case(job: CaseJob) -> CaseResult:
         who = f"case '{job.case}' ({method})"
         try:
             prediction = read_film(files.prediction, "prediction", job.metrics.unit)
+            result.notes += [f"{who}: {doubt}" for doubt in check_unit(prediction, "prediction")]
             if last is None or grid_difference(last[0], prediction.grid) or not _same_target(last[1], files):
                 target = read_target(
                     files,
@@ -81,6 +83,7 @@ def _score_source(job: CaseJob, files: CaseFiles, target: Target, result: CaseRe
     who = f"case '{job.case}' ({SOURCE})"
     try:
         source = read_film(files.source, "source", job.metrics.unit)
+        result.notes += [f"{who}: {doubt}" for doubt in check_unit(source, "source")]
         # Where the source shows nothing it has air, the lowest value.
         source, difference = on_grid(source, target.volume.grid, outside=_lowest(job.metrics, target))
     except CinevoxError as error:

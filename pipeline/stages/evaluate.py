@@ -39,6 +39,8 @@ from pipeline.reporting.latex import write_latex
 from pipeline.reporting.tables import print_summary, write_comparisons_csv, write_scores_csv, write_summary_csv
 from pipeline.settings import Config
 
+_LISTED = 10  # reasons in the error; the scores hold all
+
 
 def run(config: Config) -> None:
     """Score what ``config.input``, or ``config.prediction`` and ``config.reference``, name.
@@ -79,9 +81,10 @@ def run(config: Config) -> None:
         claim.finish(excluded=left_out)
     print_summary(Console(file=sys.stdout), scores)
     if left_out:
-        listed = "; ".join(note for note in scores.notes if note.startswith("Left out: "))
+        reasons = [note for note in scores.notes if note.startswith("Left out: ")]
+        listed = "; ".join(reasons[:_LISTED]) + f"; and {len(reasons) - _LISTED} more" * (len(reasons) > _LISTED)
         raise DataError(
-            f"{left_out} comparisons could not be scored. {listed}",
+            f"{left_out} comparison{'s' if left_out != 1 else ''} could not be scored. {listed}",
             remedy=f"The others are in '{config.output}'; mend or remove these and score again into a new folder",
         )
 
