@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import check_free_space, claim_output, difference, file_sha256
+from pipeline.artifacts import check_free_space, claim_output, content_hash, difference, file_sha256
 from pipeline.cohorts.folder import safe
 from pipeline.cohorts.plausibility import check_hu, check_values
 from pipeline.errors import ArtifactError, CinevoxError, ConfigError, DataError
@@ -89,24 +89,28 @@ def run(config: Config) -> None:
     fold = _run_fold(record) if config.translate.split == "test" and find is _shard_jobs else 0
     label = config.translate.label or record["label"]
     say(f"{label}: {len(jobs)} case(s), {record['source']} to {record['target']}")
-    needed = sum(job.voxels for job in jobs) * (2 if _unit(record) == "HU" else 4)
     if config.dry_run:
         names = ", ".join(f"{job.case_id}.nii.gz" for job in jobs[:20])
-        say(f"Would write {len(jobs)} volume(s), at most {needed / 1e6:.0f} MB: {names}")
+        say(f"Would write {len(jobs)} volume(s), at most {_bytes(jobs, record) / 1e6:.0f} MB: {names}")
         return
     path = config.checkpoint / FOLDER / LAST if config.checkpoint.is_dir() else config.checkpoint
     sha256 = file_sha256(path)
-    settings = {"checkpoint": sha256, "translate": config.translate.model_dump(), "cases": [j.case_id for j in jobs]}
-    check_free_space(output, needed)
+    settings = {
+        "checkpoint": sha256,
+        "translate": config.translate.model_dump(),
+        "cases": [j.case_id for j in jobs],
+        "input": _content(place, jobs),
+    }
     claim = claim_output(output, "translate", settings)
     if claim.finished:
         say(f"'{output}' is finished already; nothing to do")
         return
+    check_free_space(output, _bytes([job for job in jobs if not _target(output, job).exists()], record))
     done: list[TranslatedCase] = []
     excluded: list[Excluded] = []
     translate = _translator(data, config)
     for job in track(jobs, "translate"):
-        target = output / f"{job.case_id}.nii.gz"
+        target = _target(output, job)
         start = time.perf_counter()
         try:
             if not target.exists():
@@ -148,6 +152,22 @@ def run(config: Config) -> None:
         )
     claim.finish(cases=len(done))
     say(f"Translated {len(done)} case(s) into '{output}'")
+
+
+def _target(output: Path, job: _Job) -> Path:
+    return output / f"{job.case_id}.nii.gz"
+
+
+def _bytes(jobs: list[_Job], record: dict[str, Any]) -> int:
+    """Return the most that the jobs' volumes take on disk."""
+    return sum(job.voxels for job in jobs) * (2 if _unit(record) == "HU" else 4)
+
+
+def _content(place: Path, jobs: list[_Job]) -> str | dict[str, str]:
+    """Return what of the input decides the result: another volume under the same name is another translation."""
+    if (place / ShardIndex.FILE).is_file():
+        return ShardIndex.load(place).config_hash
+    return {job.case_id: content_hash([file_sha256(Path(f)) for f in (job.source, job.mask) if f]) for job in jobs}
 
 
 def _unit(record: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pipeline.__main__ import main
 from pipeline.geometry import Volume, grid_difference, reorder
 from pipeline.io import read_volume, write_volume
 from pipeline.records import Cohort, ShardIndex, Translation
+from pipeline.stages import translate
 
 IDENTITY = ["model=identity", "trainer.budget.steps=1", "tracking=none", "stream.clip_length=1", "stream.clip_growth=1"]
 
@@ -128,3 +129,30 @@ def test_a_name_that_may_be_a_patient_s_becomes_a_pseudonym(ct_run, tiny_shards,
     assert [p.name for p in (tmp_path / "out").glob("*.nii.gz")] == [
         f"{Translation.load(tmp_path / 'out').cases[0].case_id}.nii.gz"
     ]
+
+
+def test_another_volume_under_the_same_name_is_not_taken_for_the_one_that_was_translated(
+    ct_run, tiny_shards, tmp_path, capsys
+):
+    command = ["translate", f"checkpoint={ct_run}", f"input={tmp_path / 'a.nii.gz'}", f"output={tmp_path / 'out'}"]
+    volume = head(tiny_shards)
+    write_volume(tmp_path / "a.nii.gz", volume)
+    assert main(command) == 0
+    write_volume(tmp_path / "a.nii.gz", volume.with_array(volume.array[::-1].copy()))
+    assert main(command) == 2
+    assert "made with other settings: input.a: " in capsys.readouterr().err
+
+
+def test_what_is_translated_already_needs_no_space(ct_run, tiny_shards, tmp_path, monkeypatch):
+    command = ["translate", f"checkpoint={ct_run}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
+    for name in ("a", "b"):
+        write_volume(tmp_path / "in" / f"{name}.nii.gz", head(tiny_shards))
+    asked = []
+    monkeypatch.setattr(translate, "check_free_space", lambda folder, size: asked.append(size))
+    assert main(command) == 0
+    (tmp_path / "out" / "b.nii.gz").unlink()
+    stage = tmp_path / "out" / "stage.json"
+    stage.write_text(stage.read_text().replace('"finished": true', '"finished": false'))
+    assert main(command) == 0
+    assert main(command) == 0  # finished: not even asked
+    assert asked[1:] == [asked[0] // 2]
