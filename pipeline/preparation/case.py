@@ -20,7 +20,7 @@ from pipeline.imaging.histogram import percentiles
 from pipeline.imaging.mask import body_mask, foreground_mask
 from pipeline.imaging.resample import planes, resample
 from pipeline.io import read_grid, read_volume
-from pipeline.records import Case, Cohort, Plan
+from pipeline.records import Case, Cohort, Plan, VolumeFile
 from pipeline.settings import PreprocessSettings
 from pipeline.stream.shard import Film
 
@@ -70,14 +70,7 @@ def prepare_film(
 
 def read_case_volume(cohort: Cohort, case: Case, modality: str) -> Volume:
     """Read a volume and compare its file with the cohort record; DataError also for values that are not finite."""
-    file = case.volumes[modality]
-    digest = hashlib.sha256()
-    volume = read_volume(cohort.path(file), file.unit, digest=digest)
-    if digest.hexdigest() != file.sha256:
-        raise DataError(
-            f"'{modality}' of case '{case.case_id}' is not the file that the cohort record speaks of",
-            remedy="Run 'cinevox cohort' again",
-        )
+    volume = _read_recorded(cohort, case, modality, case.volumes[modality])
     if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
         bad = np.argwhere(~np.isfinite(volume.array))
         raise DataError(
@@ -87,11 +80,22 @@ def read_case_volume(cohort: Cohort, case: Case, modality: str) -> Volume:
     return volume
 
 
+def _read_recorded(cohort: Cohort, case: Case, name: str, file: VolumeFile) -> Volume:
+    digest = hashlib.sha256()
+    volume = read_volume(cohort.path(file), file.unit, digest=digest)
+    if digest.hexdigest() != file.sha256:
+        raise DataError(
+            f"'{name}' of case '{case.case_id}' is not the file that the cohort record speaks of",
+            remedy="Run 'cinevox cohort' again",
+        )
+    return volume
+
+
 def case_body(cohort: Cohort, case: Case, volume: Volume, threshold_hu: float) -> NDArray[np.bool_]:
     """Return a case's body on the volume's axes: the stored mask where there is one, else what can be seen."""
     for name in ("body", "mask"):
         if name in case.masks:
-            given = read_volume(cohort.path(case.masks[name]))
+            given = _read_recorded(cohort, case, name, case.masks[name])
             return resample(given, volume.grid, outside=0, order="nearest").array > 0
     if volume.unit == "HU":
         return body_mask(volume, threshold_hu)
@@ -117,7 +121,7 @@ def _film_space(
     grid = film_grid(volume, body, plan.spacing_mm, plan.size, case.case_id)
     inside = _onto(volume.with_array(body.view(np.uint8)), grid)
     if "field_of_view" in case.masks:
-        inside &= _onto(read_volume(cohort.path(case.masks["field_of_view"])), grid)
+        inside &= _onto(_read_recorded(cohort, case, "field_of_view", case.masks["field_of_view"]), grid)
     if not inside.any():
         raise DataError(f"The mask of case '{case.case_id}' (body and field of view) is empty")
     if grid.shape[0] < settings.minimum_slices:
