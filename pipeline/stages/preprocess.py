@@ -79,7 +79,7 @@ def run(config: Config) -> None:
         update={"spacing_mm": plan.spacing_mm, "size": plan.size, "memory_gib": plan.memory_gib}
     )
     groups = _groups(cohort, settings.patients_per_shard)
-    estimate = _estimate(cohort, plan, len(modalities))
+    estimate = _estimate(cohort.cases, plan, len(modalities))
     workers = _workers(config.workers, cohort, plan, len(modalities))
     say(
         f"{len(cohort.cases)} cases of {len({c.patient for c in cohort.cases})} patients, {', '.join(modalities)}; "
@@ -96,7 +96,6 @@ def run(config: Config) -> None:
         "modalities": sorted(modalities),
         "schema": ShardIndex.model_fields["schema_version"].default,  # shards of an older version are not continued
     }
-    check_free_space(output, estimate)
     claim = claim_output(output, "preprocess", decides)
     names = [f"shard-{i:05d}" for i in range(len(groups))]
     if claim.finished and (output / ShardIndex.FILE).is_file() and all(_is_done(output, n, quick=True) for n in names):
@@ -113,6 +112,7 @@ def run(config: Config) -> None:
     todo = [task for task in tasks if not _is_done(output, task.name)]
     if len(todo) < len(tasks):
         say(f"Continuing: {len(tasks) - len(todo)} of {len(tasks)} shards are there")
+    check_free_space(output, _estimate([case for task in todo for case in task.cases], plan, len(modalities)))
     for _ in _in_processes(_write, todo, workers, "preprocess"):
         pass
     excluded = _join(cohort_path, cohort.folds, modalities, plan, settings, output, names, decides)
@@ -255,8 +255,8 @@ def _groups(cohort: Cohort, patients: int) -> list[list[Case]]:
     return [list(chain(*films[i : i + patients])) for i in range(0, len(films), patients)]
 
 
-def _estimate(cohort: Cohort, plan: Plan, modalities: int) -> int:
-    slices = sum(_slices(case, plan) for case in cohort.cases)
+def _estimate(cases: list[Case], plan: Plan, modalities: int) -> int:
+    slices = sum(_slices(case, plan) for case in cases)
     return slices * plan.size[0] * plan.size[1] * (2 * modalities + 1) + 10_000_000
 
 

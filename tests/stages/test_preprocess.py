@@ -228,6 +228,17 @@ def test_a_file_that_is_no_longer_the_one_of_the_record_is_refused(tmp_path, coh
     assert "'ct' of case 'a' is not the file that the cohort record speaks of" in message
 
 
+@pytest.mark.parametrize("name", ["body", "field_of_view"])
+def test_a_mask_that_is_no_longer_the_one_of_the_record_is_refused(tmp_path, name):
+    mask = Volume(np.ones(SHAPE, np.uint8), film_affine(), "1")
+    cohort = write_cohort(tmp_path / "cohort", {"a": pair()}, masks={"a": {name: mask}})
+    other = mask.array.copy()
+    other[:5] = 0
+    write_volume(cohort / "a" / f"{name}.nii", mask.with_array(other))
+    message = failing(cohort, tmp_path / "out")
+    assert f"'{name}' of case 'a' is not the file that the cohort record speaks of" in message
+
+
 def test_when_every_case_fails_there_is_no_index(tmp_path, cohort):
     for path in cohort.glob("*/ct.nii"):
         path.write_bytes(b"")
@@ -322,6 +333,17 @@ def unfinished(output):
     (output / "index.json").unlink()
     path = output / "stage.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "finished": False}))
+
+
+def test_shards_that_are_there_need_no_space(tmp_path, cohort, monkeypatch):
+    asked = []
+    monkeypatch.setattr(preprocess, "check_free_space", lambda folder, size: asked.append(size - 10_000_000))
+    output = run(cohort, tmp_path / "out")
+    unfinished(output)
+    (output / "shard-00001.json").unlink()
+    run(cohort, output)
+    run(cohort, output)  # finished: not even asked
+    assert asked[1:] == [asked[0] // 3]
 
 
 DAMAGE = {
