@@ -37,28 +37,30 @@ def run(config: Config) -> None:
     assert output is not None
     with SliceStore(folder) as store:
         index = store.index
-        estimate = int(_GROWTH * sum(shard.bytes for shard in index.shards)) + 10_000_000
-        say(f"{len(index.cases)} cases in {len(index.shards)} shards to {kind}, at most {estimate / 1e6:.0f} MB")
+        size = _estimate(index.shards)
+        say(f"{len(index.cases)} cases in {len(index.shards)} shards to {kind}, at most {size / 1e6:.0f} MB")
         if config.dry_run:
             return
-        check_free_space(output, estimate)
         claim = claim_output(output, "convert", {"store": kind, "shards": index.sealed().seal})
-        if claim.finished and (output / ShardIndex.FILE).is_file():
+        whole = (output / ShardIndex.FILE).is_file() and all(_done(output, s, quick=True) for s in index.shards)
+        if claim.finished and whole:
             say(f"'{output}' is finished already; nothing to do")
             return
         with ThreadPoolExecutor(config.workers, thread_name_prefix="convert") as pool:
-            jobs = pool.map(lambda shard: _convert(store, shard, output, kind), index.shards)
-            shards = list(track(jobs, "convert", total=len(index.shards)))
+            shards = list(pool.map(lambda shard: _done(output, shard), index.shards))
+            todo = [number for number, shard in enumerate(shards) if shard is None]
+            check_free_space(output, _estimate([index.shards[number] for number in todo]))
+            jobs = pool.map(lambda number: _convert(store, index.shards[number], output, kind), todo)
+            for number, shard in zip(todo, track(jobs, "convert", total=len(todo)), strict=True):
+                shards[number] = shard
         index.model_copy(update={"shards": shards}).save(output)
         claim.finish(shards=len(shards))
     say(f"Shards of {len(index.cases)} cases in '{output}'")
 
 
 def _convert(store: SliceStore, source: ShardFile, output: Path, kind: str) -> ShardFile:
-    """Write one shard and, last, the note that it is complete; one that is complete stays as it is."""
+    """Write one shard and, last, the note that it is complete."""
     name = Path(source.file).stem
-    if (done := _done(output, name)) is not None:
-        return done
 
     def films() -> Iterator[Film]:
         for case_id in source.cases:
@@ -70,9 +72,15 @@ def _convert(store: SliceStore, source: ShardFile, output: Path, kind: str) -> S
     return shard
 
 
-def _done(output: Path, name: str) -> ShardFile | None:
+def _estimate(shards: list[ShardFile]) -> int:
+    return int(_GROWTH * sum(shard.bytes for shard in shards)) + 10_000_000
+
+
+def _done(output: Path, source: ShardFile, *, quick: bool = False) -> ShardFile | None:
+    """Return what a shard became, where that is whole; ``quick`` compares sizes only."""
     try:
-        shard = ShardFile.model_validate(read_json(output / f"{name}.json", what="shard note")["shard"])
+        note = read_json(output / f"{Path(source.file).stem}.json", what="shard note")
+        shard = ShardFile.model_validate(note["shard"])
     except (ArtifactError, ValidationError, LookupError, TypeError):
         return None
-    return shard if is_whole(output, shard) else None
+    return shard if is_whole(output, shard, quick=quick) else None

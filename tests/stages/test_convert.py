@@ -87,6 +87,18 @@ def test_a_finished_conversion_is_left_alone_and_an_unfinished_one_goes_on(tmp_p
     assert not list(output.glob(".partial*"))
 
 
+def test_a_shard_that_was_lost_is_written_again_and_asks_for_its_own_space_only(tmp_path, shards, monkeypatch):
+    asked = []
+    monkeypatch.setattr(convert, "check_free_space", lambda folder, size: asked.append(size - 10_000_000))
+    tar, output = shards(), tmp_path / "zarr"
+    run(tar, output, "zarr")
+    expected = content(output)
+    shutil.rmtree(output / "shard-00000.zarr")
+    run(tar, output, "zarr")
+    assert content(output) == expected
+    assert 0 < asked[1] < asked[0]
+
+
 def test_a_shard_that_was_damaged_meanwhile_is_written_again(tmp_path, shards):
     tar, output = shards(), tmp_path / "zarr"
     run(tar, output, "zarr")
