@@ -1,5 +1,9 @@
 """Every YAML under conf/ is composed, and every model is built at its full size."""
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -74,3 +78,26 @@ def test_the_published_size_of_vid2vid():
     with torch.device("meta"):
         method = build(compose(["model=vid2vid"]).model.module)
     assert round(sum(p.numel() for p in method.generator.parameters()) / 1e6, 1) == 91.2
+
+
+def _keys(data, prefix=""):
+    for name, value in data.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def test_every_setting_that_a_message_or_a_page_names_is_one():
+    known = {key for model in MODELS for key in _keys(compose([f"model={model}"]).model_dump(mode="json"))}
+    sections = [name for name, value in compose([]).model_dump().items() if isinstance(value, dict)]
+    # In code only where it is said to a user; on a page anywhere, but for names of files and of Python's objects.
+    named = re.compile(rf"(?<![\w./`])(?:{'|'.join(sections)})(?:\.[a-z_]+)+(?=[\s=,.;:)'`]|$)")
+    root = Path(__file__).parents[1]
+    texts = {path: path.read_text() for path in [root / "README.md", *root.glob("docs/**/*.md")]}
+    for path in root.glob("pipeline/**/*.py"):
+        tree = ast.walk(ast.parse(path.read_text()))
+        texts[path] = "\n".join(n.value for n in tree if isinstance(n, ast.Constant) and isinstance(n.value, str))
+    files = ("json", "csv", "html", "css", "yaml")
+    words = {(path.name, word) for path, text in texts.items() for word in named.findall(text)}
+    assert not {(name, word) for name, word in words if word not in known and word.rpartition(".")[2] not in files}
+    assert ("ranks.py", "stream.accumulate") in words

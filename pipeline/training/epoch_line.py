@@ -27,7 +27,6 @@ class EpochLine(pl.Callback):
         self._start = time.perf_counter()
         self._step_seconds, self._steps, self._frames = 0.0, 0, 0
         self._validated = self.validation.seconds
-        self._loader_seen = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clocks."""

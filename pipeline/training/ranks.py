@@ -111,7 +111,7 @@ def launch(count: int, arguments: list[str]) -> None:
     if code < 0:
         raise TrainingError(
             f"Rank {rank} was killed by {signal.Signals(-code).name}; the other ranks were ended",
-            remedy="If memory ran out, lower stream.global_batch or raise trainer.accumulate; the same command "
+            remedy="If memory ran out, lower stream.global_batch or raise stream.accumulate; the same command "
             "continues from the last checkpoint",
         )
     raise SystemExit(code)
