@@ -1,10 +1,11 @@
 """Tiny cohorts and shards for tests: volumes of a few voxels with the records that stages read."""
 
+import json
 from functools import lru_cache
 
 import numpy as np
 
-from pipeline.artifacts import file_sha256
+from pipeline.artifacts import content_hash, file_sha256
 from pipeline.config import compose
 from pipeline.geometry import Grid, Volume
 from pipeline.imaging.film import grid_record
@@ -134,3 +135,12 @@ def write_shards(
         preprocess={},
     ).save(folder)
     return folder
+
+
+def alter_index(folder, change):
+    """Let ``change`` alter the index's plain data and seal it again: an index that was wrong from the start."""
+    path = folder / "index.json"
+    index = json.loads(path.read_text())
+    change(index)
+    del index["seal"]
+    path.write_text(json.dumps({**index, "seal": content_hash(index)}))

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artifacts import file_sha256
 from pipeline.cohorts.folder import FoundCase
 from pipeline.cohorts.overlay import write_overlay
 from pipeline.cohorts.plausibility import HU_MODALITIES, check_couch, check_hu, check_values
@@ -92,14 +91,15 @@ def check_case(case: FoundCase, root: Path, settings: CheckSettings) -> CaseRepo
 
 
 def _read(path: Path, root: Path, unit: str) -> tuple[Volume, VolumeFile]:
-    volume = read_volume(path, unit)
+    digest = hashlib.sha256()
+    volume = read_volume(path, unit, digest=digest)
     film = reorder(volume)
     film = film.with_array(np.ascontiguousarray(film.array))
     record = VolumeFile(
         path=path.relative_to(root).as_posix(),
         unit=unit,
         grid=grid_record(volume.grid),
-        sha256=file_sha256(path),
+        sha256=digest.hexdigest(),
         voxel_hash=voxel_hash(film),
     )
     return film, record

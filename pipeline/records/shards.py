@@ -147,9 +147,10 @@ class ShardIndex(Record):
     def load(cls, place: Path) -> Self:
         """Read the index and compare it with its seal."""
         index = super().load(place)
-        if index.seal and index.seal != index.sealed().seal:
+        if index.seal != index.sealed().seal:
+            what = "does not match its seal: it was altered or damaged" if index.seal else "has lost its seal"
             raise ArtifactError(
-                f"The {cls.WHAT} does not match its seal: it was altered or damaged",
+                f"The {cls.WHAT} {what}",
                 remedy="Copy it again, or run 'cinevox preprocess' again",
             )
         return index
