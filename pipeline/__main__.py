@@ -84,7 +84,7 @@ def _dispatch(arguments: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         sys.stdout.write(f"cinevox {verb}\n\n{_docstring(module)}\n\n{USAGE}")
         return 0
-    overrides, paths, dry_run = parse(rest)
+    overrides, paths, dry_run = parse(rest, verb)
     from pipeline.config import compose, plain
 
     config = compose(overrides, paths, dry_run=dry_run)

@@ -10,10 +10,12 @@ from pipeline.errors import ConfigError
 REPEATED = ("input", "prediction", "prediction_labels")
 PATH_KEYS = (*REPEATED, "output", "checkpoint", "reference", "mask", "reference_labels")
 SHORT = {"-i": "input", "-o": "output"}
+SWITCHES = {"cohort": {"--check": "cohort.check=true"}}  # a verb's own words for its settings
 
 
-def parse(arguments: list[str]) -> tuple[list[str], dict[str, object], bool]:
-    """Split arguments into Hydra overrides, paths (as they stand) and the dry-run flag."""
+def parse(arguments: list[str], verb: str = "") -> tuple[list[str], dict[str, object], bool]:
+    """Split a verb's arguments into Hydra overrides, paths (as they stand) and the dry-run flag."""
+    switches = SWITCHES.get(verb, {})
     overrides: list[str] = []
     paths: dict[str, list[Path]] = {}
     dry_run = False
@@ -23,6 +25,8 @@ def parse(arguments: list[str]) -> tuple[list[str], dict[str, object], bool]:
         name, equals, value = word.partition("=")
         if word == "--dry-run":
             dry_run = True
+        elif word in switches:
+            overrides.append(switches[word])
         elif word in SHORT:
             if not queue:
                 raise ConfigError(f"'{word}' needs a path after it")
@@ -30,7 +34,9 @@ def parse(arguments: list[str]) -> tuple[list[str], dict[str, object], bool]:
         elif name in PATH_KEYS and equals:
             paths.setdefault(name, []).append(_path(name, value))
         elif word.startswith("-"):
-            raise ConfigError(f"Unknown option '{word}'", allowed="-i, -o, --dry-run, --debug, --help")
+            raise ConfigError(
+                f"Unknown option '{word}'", allowed=", ".join(["-i, -o", *switches, "--dry-run, --debug, --help"])
+            )
         else:
             overrides.append(word)
     for name, values in paths.items():

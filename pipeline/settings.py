@@ -65,6 +65,14 @@ class SplitSettings(Section):
         return self
 
 
+class PairLimits(Section):
+    """Beyond these a pair of volumes is flagged, whatever the other cases are like; docs/how-to/check-pairs.md."""
+
+    shift_mm: Positive  # largest shift, of the whole and as the median of its parts
+    overlap: Fraction  # smallest Dice of the bodies
+    edge_agreement: Fraction  # smallest; 1/3 is chance
+
+
 class CohortSettings(Section):
     """How patients are found (``folder``) or made (``phantom``), checked and split."""
 
@@ -76,6 +84,8 @@ class CohortSettings(Section):
     modality: str | None  # of a flat folder, in which each file is one case
     patient_pattern: str | None  # a regular expression on the case's name; its first group is the patient
     similarity_check: bool  # compare the pairs' contents and flag outliers
+    check: bool  # --check: measure how well the volumes of every case fit together
+    pair_limits: PairLimits
     # phantom
     patients: Count
     anatomy: Literal["torso", "head", "mixed"]

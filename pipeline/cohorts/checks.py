@@ -249,7 +249,7 @@ def _flag_near_duplicates(modality: str, group: list[CaseReport]) -> None:
                 other.flags.append(f"{modality}: nearly the same image as case '{one.case_id}' of another patient")
 
 
-def check_pairs(reports: list[CaseReport], source: str, target: str) -> None:
+def flag_similarity(reports: list[CaseReport], source: str, target: str) -> None:
     """Flag a case whose source resembles another patient's target more than its own, and pairs that fit badly.
 
     Similarity is the normalised mutual information of coarse images on the target's grid.
@@ -259,7 +259,7 @@ def check_pairs(reports: list[CaseReport], source: str, target: str) -> None:
     for report in pairs:
         shape = report.coarse[source].shape
         others = [r for r in pairs if r.patient != report.patient and r.coarse[target].shape == shape]
-        others.sort(key=lambda r, mine=report.bodies[source]: -_dice(mine, r.bodies[target]))  # type: ignore[misc]
+        others.sort(key=lambda r, mine=report.bodies[source]: -dice(mine, r.bodies[target]))  # type: ignore[misc]
         for rival in others[:_RIVALS]:
             value = mutual_information(report.coarse[source], rival.coarse[target])
             if value > own[report.case_id] * 1.05:
@@ -297,6 +297,7 @@ def _entropy(p: NDArray[np.float64]) -> float:
     return float(-(p * np.log(p)).sum())
 
 
-def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Return the overlap of two masks, 2 |A and B| / (|A| + |B|): 0 apart or empty, 1 the same."""
     total = int(a.sum()) + int(b.sum())
     return 2 * int((a & b).sum()) / total if total else 0.0

@@ -95,11 +95,11 @@ def write_names(folder: Path, cases: Iterable[FoundCase]) -> bool:
         writer = csv.writer(stream)
         writer.writerow(["case", "original_case", "patient", "original_patient"])
         for case in rows:
-            writer.writerow([_cell(v) for v in (case.case_id, case.name, case.patient, case.patient_name)])
+            writer.writerow([cell(v) for v in (case.case_id, case.name, case.patient, case.patient_name)])
     return True
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Keep a spreadsheet from running a name as a formula; undecodable bytes are shown as escapes."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

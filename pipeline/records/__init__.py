@@ -13,6 +13,7 @@ from pipeline.records.base import (
     unique,
 )
 from pipeline.records.cohort import Case, Cohort
+from pipeline.records.pairs import PairQualities, PairQuality
 from pipeline.records.scores import Comparison, Score, Scores, SetScore, Summary, TranslatedCase, Translation
 from pipeline.records.shards import (
     CaseFingerprint,
@@ -38,6 +39,8 @@ __all__ = [
     "Fingerprint",
     "GridRecord",
     "Modality",
+    "PairQualities",
+    "PairQuality",
     "Plan",
     "Record",
     "Score",

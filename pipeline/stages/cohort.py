@@ -2,6 +2,7 @@
 
   cinevox cohort input=FOLDER output=FOLDER [cohort.KEY=VALUE ...]
   cinevox cohort cohort=phantom output=FOLDER [cohort.patients=8 ...]
+  cinevox cohort --check input=COHORT output=FOLDER
 
 Reads ROOT/CASE/MODALITY.nii.gz (or .nii, .mha, .mhd, .nrrd), or a flat folder in which each file is a case of
 cohort.modality. ROOT/cases.csv (columns case, patient and, optionally, split) or cohort.patient_pattern says which
@@ -12,6 +13,10 @@ Writes cohort.json (cases, patients, splits, flags, hashes), checks/CASE.png whe
 different grids, and case_names.csv where a name was replaced by a pseudonym. Cases with a fault are left out and
 named at the end, with exit code 2; the others can be used.
 
+--check measures how well the volumes of every case fit together (shift in mm, overlap, edges, mutual information),
+flags what is remarkable, and writes pair_quality.json, .csv, .html and pair_quality/*.png beside cohort.json; with
+an input that is a cohort already (of 'cinevox simulate', too) only those. No volume is changed, no case left out.
+
 Main options:
   cohort.split.fractions   shares of patients in train, validation and test
   cohort.split.train=[..]  patients that are there in any case (also validation, test)
@@ -19,6 +24,7 @@ Main options:
   cohort.include, exclude  names of cases
   stream.pairing=unpaired  keep cases that lack a modality
   cohort.similarity_check  compare source and target within and between cases
+  cohort.pair_limits       beyond which --check flags a pair
   source, target           the pair that is compared
   workers, seed, --dry-run
 """
@@ -27,13 +33,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline import __version__
 from pipeline.artifacts import check_free_space, claim_output, content_hash
@@ -43,20 +46,22 @@ from pipeline.cohorts.checks import (
     check_case,
     check_complete,
     check_duplicates,
-    check_pairs,
+    flag_similarity,
 )
 from pipeline.cohorts.folder import CASES_CSV, Discovery, FoundCase, safe, write_names
+from pipeline.cohorts.pair_check import check_pairs, pair_settings, pairs_hash
+from pipeline.cohorts.pair_quality import worker_bytes
+from pipeline.cohorts.pair_sheet import HTML, table
 from pipeline.cohorts.phantom import case_name, check_settings, write_patient
+from pipeline.cohorts.processes import parallel
 from pipeline.cohorts.split import SPLITS, assign_splits, deal_folds
 from pipeline.config import conf_folder
 from pipeline.errors import ConfigError, DataError, nearest
-from pipeline.locks import die_with_parent
-from pipeline.progress import say, track
-from pipeline.records import Case, Cohort, Excluded, Split, unique
+from pipeline.preparation.memory import job_bytes
+from pipeline.progress import say
+from pipeline.records import Case, Cohort, Excluded, PairQualities, Split, unique
 from pipeline.settings import CohortSettings, Config
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 _SHOWN = 8
 
 
@@ -71,6 +76,9 @@ def run(config: Config) -> None:
     output = config.output
     if output is None:
         raise ConfigError("'cinevox cohort' needs an output folder", remedy="Set output=FOLDER")
+    if config.cohort.check and len(config.input) == 1 and _holds_record(config.input[0]):
+        _check_record(config, config.input[0], output)
+        return
     phantom = config.cohort.layout == "phantom"
     root, cases, ignored = _phantoms(config, output) if phantom else _folders(config)
     given: dict[str, Split] = {c.patient: c.split for c in cases if c.split is not None}
@@ -86,6 +94,8 @@ def run(config: Config) -> None:
     claim = claim_output(output, "cohort", settings)
     if claim.finished:
         say(f"The cohort at '{output}' is complete and was made with the same settings: nothing to do.")
+        if config.cohort.check:
+            _check_pairs(config, Cohort.load(output), output)
         return
     checks = CheckSettings(
         source=config.source,
@@ -96,19 +106,21 @@ def run(config: Config) -> None:
     )
     if phantom:
         job = partial(_make_and_check, root=root, checks=checks, settings=config.cohort, seed=config.seed)
-        reports = list(_parallel(job, list(enumerate(cases)), config.workers, "Making and checking phantoms"))
+        reports = list(parallel(job, list(enumerate(cases)), config.workers, "Making and checking phantoms"))
     else:
         reports = list(
-            _parallel(partial(check_case, root=root, settings=checks), cases, config.workers, "Checking cases")
+            parallel(partial(check_case, root=root, settings=checks), cases, config.workers, "Checking cases")
         )
     lacking = check_complete(reports) if config.stream.pairing == "paired" else {}
     check_duplicates(reports)
     if checks.similarity:
-        check_pairs(reports, *_pair(reports, config))
+        flag_similarity(reports, *_pair(reports, config))
     cohort = _record(config, root, cases, reports, split_of, fold_of, settings)
     replaced = write_names(output, cases)
     cohort.save(output)
     _show(cohort, output, ignored=ignored, lacking=lacking, replaced=replaced)
+    if config.cohort.check:
+        _check_pairs(config, cohort, output)
     _raise_for(cohort)
     claim.finish(cases=len(cohort.cases))
 
@@ -162,28 +174,9 @@ def _make_and_check(
     return check_case(case, root, checks)
 
 
-def _parallel(function: Callable[[Job], Result], jobs: list[Job], workers: int, label: str) -> Iterator[Result]:
-    """Yield results in the order of the jobs; one worker means this process."""
-    if min(workers, len(jobs)) <= 1:
-        yield from track(map(function, jobs), label, total=len(jobs))
-        return
-    # Forking a process that has threads (OpenCV, ITK) may hang.
-    with ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=die_with_parent
-    ) as pool:
-        try:
-            yield from track(pool.map(function, jobs), label, total=len(jobs))
-        except BrokenProcessPool:
-            raise DataError(
-                "A worker process was killed, probably because memory ran out",
-                value=f"workers={workers}",
-                remedy="Set a smaller number of workers",
-            ) from None
-
-
 def _settings(config: Config, root: Path, cases: list[FoundCase]) -> dict[str, Any]:
     """Return what decides the cohort's content; names that may identify a patient are replaced or hashed."""
-    cohort = config.cohort.model_dump(mode="json")
+    cohort = config.cohort.model_dump(mode="json", exclude={"check", "pair_limits"})
     for key in ("include", "exclude"):
         cohort[key] = [safe("case", name) for name in cohort[key]]
     for split in SPLITS:
@@ -245,6 +238,45 @@ def _record(
     )
 
 
+def _holds_record(place: Path) -> bool:
+    return place.name == Cohort.FILE or (place / Cohort.FILE).is_file()
+
+
+def _check_record(config: Config, place: Path, output: Path) -> None:
+    """Check the pairs of a cohort that is there already, beside it or into a folder of their own."""
+    cohort = Cohort.load(place)
+    if config.dry_run:
+        pairs = sum(len(case.volumes) * (len(case.volumes) - 1) // 2 for case in cohort.cases)
+        say(f"Would compare {pairs} pairs of volumes of {len(cohort.cases)} cases. Nothing was written.")
+        return
+    if output.resolve() == (place if place.is_dir() else place.parent).resolve():
+        _check_pairs(config, cohort, output)
+        return
+    claim = claim_output(output, "cohort", {"pairs_of": pairs_hash(cohort), **pair_settings(config)})
+    _check_pairs(config, cohort, output)
+    if not claim.finished:
+        claim.finish(cases=len(cohort.cases))
+
+
+def _check_pairs(config: Config, cohort: Cohort, output: Path) -> None:
+    """Check and show every pair of volumes; DataError at the end for what cannot be read."""
+    need = max((worker_bytes(case) for case in cohort.cases), default=1)
+    record = check_pairs(config, cohort, output, min(config.workers, max(1, job_bytes() // need)))
+    if not record.pairs and not record.excluded:
+        say("No case has two volumes to compare.")
+        return
+    _say_some(table(record.pairs), "pairs", PairQualities.FILE)
+    _say_some((f"  flag   {p.case_id}: {flag}" for p in record.pairs for flag in p.flags), "flags", PairQualities.FILE)
+    flagged = sum(bool(pair.flags) for pair in record.pairs)
+    say(f"{flagged} of {len(record.pairs)} pairs are flagged; pictures of all: '{output / HTML}'.")
+    if record.excluded:
+        raise DataError(
+            f"{len(record.excluded)} cases could not be checked: "
+            + "; ".join(f"case '{e.case_id}': {e.reason}" for e in record.excluded[:_SHOWN]),
+            remedy="Repair them, then the same command tries again",
+        )
+
+
 def _phantom_bytes(settings: CohortSettings) -> int:
     a, b, c = settings.size
     return settings.patients * len(settings.modalities) * a * b * c * 2
@@ -291,12 +323,12 @@ def _show(cohort: Cohort, output: Path, *, ignored: int, lacking: dict[str, int]
     say(f"Cohort written to '{output}'.")
 
 
-def _say_some(lines: Iterable[str], what: str) -> None:
+def _say_some(lines: Iterable[str], what: str, where: str = Cohort.FILE) -> None:
     everything = list(lines)
     for line in everything[:_SHOWN]:
         say(line)
     if len(everything) > _SHOWN:
-        say(f"  ... and {len(everything) - _SHOWN} more {what}, see cohort.json.")
+        say(f"  ... and {len(everything) - _SHOWN} more {what}, see {where}.")
 
 
 def _raise_for(cohort: Cohort) -> None:

@@ -25,6 +25,8 @@ def settings(**changes):
         "modality": None,
         "patient_pattern": None,
         "similarity_check": True,
+        "check": False,
+        "pair_limits": {"shift_mm": 3.0, "overlap": 0.85, "edge_agreement": 0.6},
         "patients": 2,
         "anatomy": "torso",
         "size": (10, 40, 40),

@@ -9,7 +9,7 @@ from pipeline.cohorts.checks import (
     check_case,
     check_complete,
     check_duplicates,
-    check_pairs,
+    flag_similarity,
     mutual_information,
     voxel_hash,
 )
@@ -37,7 +37,7 @@ def test_good_cases_have_neither_problem_nor_flag(tmp_path):
     every = list(found.values())
     assert check_complete(every) == {}
     check_duplicates(every)
-    check_pairs(every, "t1n", "ct")
+    flag_similarity(every, "t1n", "ct")
     assert all(not r.problem and not r.flags for r in every), [(r.problem, r.flags) for r in every]
     record = found["case_0"].volumes["ct"]
     assert record.path == "case_0/ct.nii.gz" and record.unit == "HU" and len(record.sha256) == 64
@@ -220,7 +220,7 @@ def test_swapped_pairs_are_flagged(tmp_path):
     one.write_bytes(second)
     other.write_bytes(first)
     found = reports(tmp_path)
-    check_pairs(list(found.values()), "t1n", "ct")
+    flag_similarity(list(found.values()), "t1n", "ct")
     assert [any("swapped" in f for f in r.flags) for r in found.values()] == [False, True, True, False, False]
     assert "case 'case_2'" in next(f for f in found["case_1"].flags if "swapped" in f)
 
