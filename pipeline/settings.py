@@ -68,7 +68,7 @@ class SplitSettings(Section):
 class PairLimits(Section):
     """Beyond these a pair of volumes is flagged, whatever the other cases are like; docs/how-to/check-pairs.md."""
 
-    shift_mm: Positive  # largest shift, of the whole and as the median of its parts
+    shift_mm: Positive  # largest shift of the whole, and largest that is left in its parts
     overlap: Fraction  # smallest Dice of the bodies
     edge_agreement: Fraction  # smallest; 1/3 is chance
 

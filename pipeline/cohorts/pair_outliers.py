@@ -92,18 +92,18 @@ def _beyond_limits(pair: PairQuality, limits: PairLimits) -> list[str]:
             f"{limits.edge_agreement:g} is expected: of two patients, or not registered, and the shift found is a "
             f"guess. Check that the files belong together, {leave_out}."
         )
-    # No shift below a voxel of the measurement is worth a flag.
-    allowed = max(limits.shift_mm, pair.grid_mm)
+    # On a coarse grid less than half a voxel is noise.
+    allowed = max(limits.shift_mm, pair.grid_mm / 2)
     if length > allowed:
         flags.append(
             f"{source} lies {shift_words(pair)} off {target}, at most {allowed:g} mm is allowed: register "
             f"{source} to {target} and write it again, {leave_out}."
         )
-    if pair.local_mm > allowed and pair.local_mm > 1.5 * length:
+    if pair.local_mm > allowed:
         flags.append(
-            f"{source} lies {pair.local_mm:.1f} mm off {target} in the median of its parts, at most {allowed:g} mm is "
-            f"allowed, and {length:.1f} mm as a whole: rotated, deformed, or of two patients. Look at the picture; "
-            f"register with rotation or deformation, {leave_out}."
+            f"Parts of {source} lie {pair.local_mm:.1f} mm off {target} in the median, whatever the shift as a whole, "
+            f"at most {allowed:g} mm is allowed: rotated, deformed, or of two patients. Look at the picture; register "
+            f"with rotation or deformation, {leave_out}."
         )
     return flags
 

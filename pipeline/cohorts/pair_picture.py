@@ -45,7 +45,7 @@ def draw(path: Path, source: NDArray[np.float32], target: NDArray[np.float32], n
             sheet.paste(image, (left, top + 2 * _LINE))
             left += image.width + _GAP
     with atomic_path(path) as partial:
-        sheet.save(partial, format="PNG", optimize=True)
+        sheet.save(partial, format="PNG", compress_level=6)
 
 
 def _plane(volume: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
@@ -70,7 +70,7 @@ def _outlined(source: NDArray[np.float32], target: NDArray[np.float32]) -> Image
     grey, other = _enlarged(source), _enlarged(target)
     slope = ndimage.gaussian_gradient_magnitude(other, 2.0)
     # Ridges only: an edge is a line, as high as its neighbours across it.
-    ridge = slope >= 0.97 * ndimage.maximum_filter(slope, 3)
+    ridge = slope >= 0.93 * ndimage.maximum_filter(slope, 3)
     edges = (slope > max(float(np.quantile(slope, 1 - _EDGE_SHARE)), 1e-6)) & ridge
     picture = np.repeat((grey[..., None] * 255).astype(np.uint8), 3, axis=2)
     picture[edges] = _EDGES

@@ -27,7 +27,7 @@ METHOD = (
     "The volumes of a case are resampled to 2.5 mm (coarser where they are, or where the field is large). "
     f"Shift: of all shifts up to {REACH_MM:g} mm along each axis, the one at which the directions of inner edges agree "
     "best beyond chance (normalised gradient fields, correlated by FFT), refined between voxels by parabolas. "
-    "Local: the median of the same over blocks of some 60 mm, which also sees rotations. "
+    "Local: what is left without the shift, as the median over blocks of some 50 mm: rotations, deformations. "
     "Overlap: Dice of the bodies inside the field that both show. Edges: mean squared cosine at the best shift. "
     "Mutual information: 2 I(A, B) / (H(A) + H(B)) inside either body."
 )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 REACH_MM = 40.0  # the largest shift that is looked for along each axis
-_BLOCK_MM = 60.0
+_BLOCK_MM, _BLOCK_VOXELS = 50.0, 16  # at least
 _BLOCKS = 4  # along an axis, at most
 _BLOCK_REACH_MM = 15.0  # around the shift of the whole
 _CHANCE = 1 / 3  # mean squared cosine between directions that have nothing to do with each other
@@ -30,8 +30,8 @@ _PRODUCTS = ((0, 0, 1), (1, 1, 1), (2, 2, 1), (0, 1, 2), (0, 2, 2), (1, 2, 2))
 class Displacement:
     """Where a source lies relative to its target.
 
-    ``shift_mm`` is along the array's axes: moving the source by its opposite puts it right. ``local_mm`` is the median
-    length of the shifts of blocks of some 60 mm: it sees rotations, deformations and unlike bodies, too.
+    ``shift_mm`` is along the array's axes: moving the source by its opposite puts it right. ``local_mm`` is what is
+    left then, as the median over blocks of some 50 mm: it sees rotations, deformations and unlike bodies.
     ``agreement`` is the mean squared cosine between edges at the best shift: 1 all agree, 1/3 chance.
     """
 
@@ -72,7 +72,7 @@ def displacement(
         fields.append(field)
     moved, still = fields
     best, agreement = _best_shift(moved, still, round(REACH_MM / spacing_mm))
-    lengths = [np.linalg.norm(shift) for shift in _block_shifts(moved, still, best, spacing_mm)]
+    lengths = [np.linalg.norm(shift - best) for shift in _block_shifts(moved, still, best, spacing_mm)]
     if not lengths or not agreement:
         return None
     a, b, c = (best * spacing_mm).tolist()
@@ -157,7 +157,8 @@ def _block_shifts(
 
 def _cuts(weight: NDArray[np.float32], axis: int, spacing_mm: float) -> list[slice]:
     hit = np.flatnonzero(weight.any(axis=tuple(a for a in range(3) if a != axis)))
-    count = int(np.clip((hit[-1] + 1 - hit[0]) * spacing_mm // _BLOCK_MM, 1, _BLOCKS))
+    voxels = max(_BLOCK_MM / spacing_mm, _BLOCK_VOXELS)
+    count = int(np.clip(round((hit[-1] + 1 - hit[0]) / voxels), 1, _BLOCKS))
     ends = np.linspace(hit[0], hit[-1] + 1, count + 1).astype(int)
     return [slice(int(a), int(b)) for a, b in pairwise(ends)]
 

@@ -20,7 +20,7 @@ class PairQuality(BaseModel):
     mutual_information: float | None = None  # normalised, inside either body: 0 independent, 1 the same
     overlap: float | None = None  # Dice of the bodies inside what both show
     shift_mm: tuple[float, float, float] | None = None  # of the source: to the right, anterior, superior
-    local_mm: float | None = None  # median length of the shifts of blocks of some 60 mm
+    local_mm: float | None = None  # what is left without the shift: median over blocks of some 50 mm
     edge_agreement: float | None = None  # mean squared cosine between edges: 1 all agree, 1/3 chance
     grid_mm: float | None = None  # spacing at which it was measured
     picture: str = ""  # relative to the record
