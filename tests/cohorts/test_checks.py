@@ -114,7 +114,7 @@ def test_bad_files_are_problems_of_their_case_alone(tmp_path, content):
 def test_unreadable_file_does_not_show_its_path(tmp_path, monkeypatch):
     write_cohort(tmp_path, 1)
 
-    def fail(path, unit="HU"):
+    def fail(path, unit="HU", **_):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("pipeline.cohorts.checks.read_volume", fail)
