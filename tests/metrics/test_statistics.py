@@ -8,7 +8,15 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.metrics.statistics import FEWEST_PATIENTS, bootstrap_interval, compare, holm, signed_rank, summarise
+from pipeline.metrics.statistics import (
+    BOOTSTRAP_PATIENTS,
+    FEWEST_PATIENTS,
+    bootstrap_interval,
+    compare,
+    holm,
+    signed_rank,
+    summarise,
+)
 from pipeline.records import Score
 
 FINITE = st.floats(-1e4, 1e4).map(lambda x: round(x, 3))
@@ -65,6 +73,12 @@ def test_interval_is_that_of_scipy():
         # Two bootstraps differ by their draws: some hundredths of the interval's width.
         width = theirs.confidence_interval.high - theirs.confidence_interval.low
         assert bootstrap_interval(values) == pytest.approx(tuple(theirs.confidence_interval), abs=0.05 * width)
+
+
+def test_the_normal_interval_of_a_thousand_patients_is_that_of_the_bootstrap():
+    values = np.random.default_rng(3).lognormal(3, 0.5, BOOTSTRAP_PATIENTS + 1)
+    bootstrap = bootstrap_interval(values[:-1])
+    assert bootstrap_interval(values) == pytest.approx(bootstrap, abs=0.1 * (bootstrap[1] - bootstrap[0]))
 
 
 @given(PATIENTS, st.randoms(use_true_random=False))

@@ -91,7 +91,10 @@ def test_one_table_joins_the_folds(runs, tmp_path, capsys):
     options = ["metrics.metrics=[mae]", "metrics.extra=[]", "metrics.regions=[body]", "workers=1"]
     assert main(["evaluate", *inputs, *options, f"output={tmp_path / 'scores'}"]) == 0
     scores = Scores.load(tmp_path / "scores")
-    assert [(s.method, s.n) for s in scores.summary] == [("regression", 4)]
+    assert [(s.method, s.n, s.cases) for s in scores.summary] == [("regression", 4, 4)]
+    patients = [score.patient for score in scores.scores]
+    assert len(set(patients)) == len(patients) == 4
+    assert {score.cohort for score in scores.scores} == {"phantom"}
     assert "'regression' is a cross-validation: folds 1, 2, 3, a run each." in scores.notes
     # The same fold twice is an error, as two inputs of one label are.
     assert main(["evaluate", inputs[0], inputs[0], *options, f"output={tmp_path / 'twice'}"]) == 2
