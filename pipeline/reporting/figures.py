@@ -1,4 +1,4 @@
-"""Figures of a report: panels of slices with differences, histograms, profiles, continuity, all cases at a glance."""
+"""Figures of a report: panels of slices with differences, histograms, profiles, continuity, tissues, all cases."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ DIFFERENCE_COLOURS = LinearSegmentedColormap.from_list("blue_black_red", np.arra
 _WIDTH_IN = 10.5
 _BIN_COUNT = 100
 _CHART_IN = (4.4, 3.1)
+TISSUE_NAMES = {"air": "air", "soft_tissue": "soft tissue", "bone": "bone"}
+_TISSUE_METRICS = {kind: [f"{kind}_{tissue}" for tissue in TISSUE_NAMES] for kind in ("mae", "me")}
 
 
 def panels(
@@ -236,8 +238,8 @@ def at_a_glance(scores: Scores, region: str, heads: list[Column], theme: Theme) 
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure = new_figure(10.8, 0.3 + 2.3 * rows, theme, dpi=130)
-    values = {(s.metric, s.case, s.method): s.value for s in scores.scores if s.region == region}
-    cases = unique(case for _, case, _ in values)
+    values = {(s.metric, (s.cohort, s.case), s.method): s.value for s in scores.scores if s.region == region}
+    cases = dict.fromkeys(case for _, case, _ in values)
     for place, head in enumerate(shown):
         axes = figure.add_subplot(rows, columns, place + 1)
         unit = f" [{head.unit}]" if head.unit else ""
@@ -251,4 +253,36 @@ def at_a_glance(scores: Scores, region: str, heads: list[Column], theme: Theme) 
         short = [label(name, 18) for name in names]
         axes.set_xticks(range(len(names)), labels=short, parse_math=False)
         axes.set_xlim(-0.4, len(names) - 0.6)
+    return figure
+
+
+def tissue_columns(heads: list[Column]) -> dict[str, list[Column]]:
+    """Return the metrics of single tissues by what they measure: 'mae' and 'me' of air, soft tissue, bone."""
+    found = {kind: [head for head in heads if head.metric in _TISSUE_METRICS[kind]] for kind in _TISSUE_METRICS}
+    return {kind: own for kind, own in found.items() if own}
+
+
+def tissues(scores: Scores, region: str, heads: list[Column], theme: Theme) -> Figure:
+    """Draw bars of the mean over patients ± SD by tissue and method; one plot for the MAE, one for the mean error."""
+    names = scores.methods()
+    methods = [name for name in names if name != SOURCE]
+    rows = {(row.method, row.metric): row for row in scores.summary if row.region == region and not row.cohort}
+    groups = tissue_columns(heads)
+    figure = new_figure(10.8, 3.0, theme, dpi=130)
+    width = 0.8 / len(names)
+    for place, (kind, own) in enumerate(groups.items()):
+        axes = figure.add_subplot(1, len(groups), place + 1)
+        dress(axes, theme, title=f"{kind.upper()} by tissue [{own[0].unit}]")
+        axes.axhline(0, color=theme.ink, linewidth=0.6)
+        for index, name in enumerate(names):
+            found = [rows.get((name, head.metric)) for head in own]
+            means = [np.nan if row is None or row.mean is None else row.mean for row in found]
+            spread = [0.0 if row is None or row.sd is None else row.sd for row in found]
+            x = np.arange(len(own)) + (index - (len(names) - 1) / 2) * width
+            colour = line_style(name, methods, theme)["color"]
+            axes.bar(x, means, 0.9 * width, color=colour, label=label(name))
+            axes.errorbar(x, means, spread, fmt="none", ecolor=theme.ink, elinewidth=0.8)
+        axes.set_xticks(range(len(own)), labels=[TISSUE_NAMES[head.metric.partition("_")[2]] for head in own])
+        if place == 0:
+            legend(axes, theme, loc="best")
     return figure

@@ -12,7 +12,17 @@ from pipeline.errors import CinevoxError, DataError
 from pipeline.metrics.comparison import CaseFiles
 from pipeline.progress import track
 from pipeline.records import Scores, Translation, unique
-from pipeline.reporting.figures import DIFFERENCE_STOPS, Histogram, at_a_glance, continuity, panels, profile
+from pipeline.reporting.agreement import Agreement
+from pipeline.reporting.figures import (
+    DIFFERENCE_STOPS,
+    Histogram,
+    at_a_glance,
+    continuity,
+    panels,
+    profile,
+    tissue_columns,
+    tissues,
+)
 from pipeline.reporting.film import make_film
 from pipeline.reporting.page import CasePage, FilmPane, Pane, Picture, Pictures, data_uri
 from pipeline.reporting.pictures import PictureCase, centre, load_picture
@@ -22,6 +32,11 @@ from pipeline.settings import ReportSettings
 
 _HU_MODALITIES = ("ct", "cbct")
 _HU_LIMITS = (-1024.0, 3071.0)
+_AGREEMENT = (
+    "Above, prediction against target, the dashed line where they are equal; below, their difference against their "
+    "mean (Bland-Altman) with bias and limits of agreement. Bright is many voxels, on a logarithmic scale; voxels of "
+    "a case are not independent, so the limits describe voxels, not patients."
+)
 
 
 class Gallery:
@@ -32,28 +47,28 @@ class Gallery:
         self.methods = [name for name in scores.methods() if name != SOURCE]
         self.unit = str(scores.profile.get("unit", "HU"))
         self.threshold = float(scores.profile.get("body_threshold_hu", -500))
-        low, high = (float(v) for v in scores.profile.get("clip", _HU_LIMITS))
-        self.limits = (low, high)  # what films keep
+        self.limits = _HU_LIMITS  # what films keep
         self.windows, self.difference = dict(settings.windows), settings.difference
-        if self.unit != "HU" and "clip" in scores.profile:
-            # Windows are stated in HU; other units are shown over the range of the scores.
-            self.windows, self.difference = {"range": ((low + high) / 2, high - low)}, (high - low) / 10
+        if clip := scores.profile.get("clip"):
+            self._set_range(float(clip[0]), float(clip[1]))
         self.bytes_left = int(settings.megabytes * 1e6)  # what pictures and films still to come may take
         self.notes: list[str] = []
         self.files: dict[str, dict[str, CaseFiles]] = {}
         self.show_source = False
 
+    def _set_range(self, low: float, high: float) -> None:
+        self.limits = (low, high)
+        if self.unit != "HU":  # windows are stated in HU; other units are shown over their range
+            self.windows, self.difference = {"range": ((low + high) / 2, high - low)}, (high - low) / 10
+
     def draw(self) -> Pictures:
         """Draw what can be drawn; what cannot is named in ``notes`` and the page does without."""
         self._find_volumes()
         pictures = Pictures()
-        heads, names = columns(self.scores), regions(self.scores)
-        if names:
-            alt = f"Scores of every case in region {names[0]}, one small plot per metric."
-            glance = self._chart(lambda theme: at_a_glance(self.scores, names[0], heads, theme), "all_cases", alt)
-            pictures.overview.append(glance)
-        pooled = self._histogram()
+        for region in regions(self.scores)[:1]:
+            pictures.overview += self.overview(region)
         chosen = self._choose()
+        pooled = agreement = None
         for place, (case, rank) in enumerate(track(list(chosen.items()), "Drawing", len(chosen))):
             try:
                 loaded = load_picture(
@@ -64,11 +79,37 @@ class Gallery:
                 self.notes.append(f"No pictures of case '{case}': {reason}")
                 continue
             self.notes += loaded.notes
+            if pooled is None or agreement is None:
+                if self.unit != "HU" and not self.scores.profile.get("clip"):
+                    self._set_range(*loaded.target_range)
+                pooled, agreement = self._histogram(), self._agreement()
             pooled.add(loaded)
-            pictures.cases.append(self._case(loaded, rank, self.bytes_left // (len(chosen) - place)))
-        if len(pictures.cases) > 1:
-            alt = f"Histogram of the differences to the target over the {len(pictures.cases)} cases that are shown."
-            pictures.overview.append(self._chart(lambda theme: pooled.draw(self.methods, theme), "differences", alt))
+            agreement.add(loaded)
+            pictures.cases.append(self.case_page(loaded, rank, self.bytes_left // (len(chosen) - place)))
+        if pooled and agreement and len(pictures.cases) > 1:
+            shown = f"over the {len(pictures.cases)} cases that are shown"
+            alt = f"Histogram of the differences to the target {shown}."
+            chart = self._chart(lambda theme: pooled.draw(self.methods, theme), "differences", alt, f"Taken {shown}.")
+            pictures.overview.append(chart)
+            alt = f"Joint histograms and Bland-Altman plots {shown}."
+            pictures.overview.append(self._chart(agreement.draw, "agreement", alt, f"{_AGREEMENT} Taken {shown}."))
+        return pictures
+
+    def overview(self, region: str) -> list[Picture]:
+        """Draw what the scores of all cases say, whether or not their volumes are at hand."""
+        heads = columns(self.scores)
+        alt = f"Scores of every case in region {region}, one small plot per metric."
+        caption = "Each grey line is one case, followed from method to method."
+        pictures = [
+            self._chart(lambda theme: at_a_glance(self.scores, region, heads, theme), "all_cases", alt, caption)
+        ]
+        if tissue_columns(heads):
+            alt = f"Errors by tissue and method in region {region}; the tables have the numbers."
+            caption = "Mean over patients, whiskers ± SD; a voxel's tissue is that of the reference."
+            bars = self._chart(lambda theme: tissues(self.scores, region, heads, theme), "tissues", alt, caption)
+            pictures.append(bars)
+        elif self.unit == "HU":
+            self.notes.append("The profile has no metrics of single tissues, so there are no bars by tissue.")
         return pictures
 
     def _find_volumes(self) -> None:
@@ -110,6 +151,9 @@ class Gallery:
     def _histogram(self) -> Histogram:
         return Histogram(self.unit, 2.5 * self.difference)
 
+    def _agreement(self) -> Agreement:
+        return Agreement(self.unit, self.limits, 2.5 * self.difference)
+
     def film(self, case: PictureCase, budget: int) -> FilmPane | None:
         """Return the case's film in at most ``budget`` bytes; None where films are off or it does not fit."""
         if not self.settings.films:
@@ -130,7 +174,8 @@ class Gallery:
         caption = f"The film holds {film.describe()}, and takes differences between these."
         return FilmPane(header, [part.data for part in film.tracks], caption)
 
-    def _case(self, case: PictureCase, rank: str, share: int) -> CasePage:
+    def case_page(self, case: PictureCase, rank: str, share: int) -> CasePage:
+        """Return stills, charts and film of one case in about ``share`` bytes; ``rank`` says why it was chosen."""
         before = self.bytes_left
         panes = []
         for place, (name, window) in enumerate(self.windows.items()):
@@ -142,8 +187,9 @@ class Gallery:
             alt += ", with the differences to the target below." if full else "."
             title = f"{name} {window[0]:g}/{window[1]:g}" + (" with differences" if full else "")
             panes.append(Pane(title, self._photo(figure, f"{case.case}_{name}", alt)))
-        own = self._histogram()
+        own, agreement = self._histogram(), self._agreement()
         own.add(case)
+        agreement.add(case)
         charts = [
             self._chart(
                 lambda theme: own.draw(self.methods, theme),
@@ -160,6 +206,12 @@ class Gallery:
                 f"{case.case}_along_axis",
                 f"Case {case.case}: mean absolute error of each slice along the axis.",
             ),
+            self._chart(
+                agreement.draw,
+                f"{case.case}_agreement",
+                f"Case {case.case}: joint histogram and Bland-Altman plot of every method.",
+                _AGREEMENT,
+            ),
         ]
         film = self.film(case, share - (before - self.bytes_left))
         return CasePage(case.case, case.patient, rank, panes, charts, film)
@@ -169,12 +221,12 @@ class Gallery:
         save_png(image, self.folder / f"{file_name(name)}.png")
         return self._counted(Picture(data_uri(*photo_bytes(image)), "", image.width, image.height, alt))
 
-    def _chart(self, draw: Callable[[Theme], Figure], name: str, alt: str) -> Picture:
+    def _chart(self, draw: Callable[[Theme], Figure], name: str, alt: str, caption: str = "") -> Picture:
         light = rasterise(draw(LIGHT))
         save_png(light, self.folder / f"{file_name(name)}.png")
         dark = rasterise(draw(DARK))
         uris = data_uri(*chart_bytes(light)), data_uri(*chart_bytes(dark))
-        return self._counted(Picture(*uris, light.width, light.height, alt))
+        return self._counted(Picture(*uris, light.width, light.height, alt, caption))
 
     def _counted(self, picture: Picture) -> Picture:
         self.bytes_left -= len(picture.light) + len(picture.dark)

@@ -1,4 +1,4 @@
-"""The report as one self-contained page: no request, no script but the film player, everything from data escaped."""
+"""The report as one self-contained page: no request, no script but its own, everything from data escaped."""
 
 from __future__ import annotations
 
@@ -15,22 +15,32 @@ from markupsafe import Markup
 
 from pipeline import __version__
 from pipeline.artifacts import atomic_path
+from pipeline.metrics.statistics import METHOD
 from pipeline.records import Scores, unique
-from pipeline.reporting.tables import SOURCE, case_table, columns, regions, summary_table
+from pipeline.reporting.leaderboard import SIGNIFICANT, boards, verdicts
+from pipeline.reporting.tables import SOURCE, case_table, columns, number, regions
 
+_WIDE = 1000  # pixels
 _TEMPLATES = Path(__file__).parent / "templates"
+_PAGE = ("page_theme.js", "page_sort.js")
 _FILM = ("film.js", "film_plane.js", "film_pane.js", "film_scales.js", "film_player.js", "film_input.js")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image inside the page: its data URI, a second one for dark pages (or ''), its size and its description."""
+    """An image inside the page: data URI, a second one for dark pages (or ''), size, description, and a caption."""
 
     light: str
     dark: str
     width: int
     height: int
     alt: str
+    caption: str = ""
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs the whole width of the page."""
+        return self.width > _WIDE
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
     """
     filmed = any(case.film for case in pictures.cases)
     css = _read("report.css", *(["film.css"] if filmed else []))
-    script = _read(*_FILM) if filmed else ""
+    script = _read(*_PAGE, *(_FILM if filmed else ()))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -96,6 +106,8 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
         lstrip_blocks=True,
     )
     names = regions(scores)
+    tables = boards(scores)
+    compared = [(board.title, verdicts(scores, board.region, board.cohort)) for board in tables]
     methods = unique(s.method for s in scores.scores)
     return environment.get_template("report.html.j2").render(
         css=Markup(css),  # noqa: S704 - our own files
@@ -107,12 +119,21 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
         date=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         version=__version__,
         profile=scores.profile,
-        clip=[f"{float(v):g}" for v in scores.profile.get("clip", [])],
         cases=unique(s.case for s in scores.scores),
         patients=unique(s.patient for s in scores.scores),
         methods=[m for m in methods if m != SOURCE],
         columns=columns(scores),
-        tables=[summary_table(scores, name) for name in names],
+        tables=tables,
+        intervals=any(entry.interval for board in tables for row in board.rows for entry in row.entries),
+        quartiles=any(entry.quartiles for board in tables for row in board.rows for entry in row.entries),
+        sets=[
+            (s, scores.profile["metrics"][s.metric]["title"], number(s.value, s.unit))
+            for s in getattr(scores, "sets", [])
+        ],
+        comparisons=[(name, rows) for name, rows in compared if rows],
+        significant=SIGNIFICANT,
+        statistics=METHOD,
+        filmed=filmed,
         case_tables=[(name, case_table(scores, name)) for name in names],
         undefined=[s for s in scores.scores if s.value is None],
         pictures=pictures,

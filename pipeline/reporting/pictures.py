@@ -45,10 +45,12 @@ class PictureCase:
     def source_scale(self) -> tuple[float, float]:
         """Ends of the grey scale of a source in another unit: 1st and 99th percentile inside the region."""
         assert self.other_source is not None
-        known = self.other_source[self.region]
-        known = known[np.isfinite(known)]
-        low, high = np.percentile(known, (1, 99)).tolist() if known.size else (0.0, 1.0)
-        return low, high if high > low else low + 1.0
+        return _scale(self.other_source[self.region], (1, 99))
+
+    @property
+    def target_range(self) -> tuple[float, float]:
+        """Lowest value of the target and its 99.9th percentile inside the region, for units without a known range."""
+        return _scale(self.target[self.region], (0, 99.9))
 
     def error(self, name: str) -> NDArray[np.float32]:
         """Return ``volume - target`` in the case's unit; NaN where the target has no voxels."""
@@ -66,6 +68,12 @@ class PictureCase:
         """Return the differences of the region's voxels as one vector."""
         values = self.error(name)[self.region]
         return values[np.isfinite(values)]
+
+
+def _scale(values: NDArray[np.float32], percentiles: tuple[float, float]) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    low, high = np.percentile(known, percentiles).tolist() if known.size else (0.0, 1.0)
+    return low, high if high > low else low + 1.0
 
 
 @dataclass(frozen=True)

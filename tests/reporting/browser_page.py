@@ -18,7 +18,7 @@ os.execvp(command[0], command)
 """
 _KEYS = {" ": ("Space", 32), "ArrowUp": ("ArrowUp", 38), "ArrowDown": ("ArrowDown", 40), "ArrowLeft": ("ArrowLeft", 37),
          "ArrowRight": ("ArrowRight", 39), "PageUp": ("PageUp", 33), "PageDown": ("PageDown", 34), "Home": ("Home", 36),
-         "End": ("End", 35), "Tab": ("Tab", 9), "Escape": ("Escape", 27)}  # fmt: skip
+         "End": ("End", 35), "Tab": ("Tab", 9), "Enter": ("Enter", 13), "Escape": ("Escape", 27)}  # fmt: skip
 SHIFT = 8
 
 
@@ -121,7 +121,7 @@ class BrowserPage:
 
     def key(self, key, modifiers=0):
         code, number = _KEYS.get(key) or (f"Key{key.upper()}", ord(key.upper()))
-        text = {"text": key} if len(key) == 1 else {}
+        text = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
         common = {"key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": modifiers}
         self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **common, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)

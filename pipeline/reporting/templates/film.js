@@ -1,4 +1,3 @@
-"use strict";
 // A film: the volumes of one case as codes, their colours, and pictures of one plane. It knows pixels, no controls.
 
 const UNKNOWN = 0xff2b2017; // ABGR, as canvases store pixels: where a volume has no voxels
