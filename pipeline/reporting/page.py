@@ -107,6 +107,7 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
     )
     names = regions(scores)
     tables = boards(scores)
+    titles = scores.profile.get("metrics", {})
     compared = [(board.title, verdicts(scores, board.region, board.cohort)) for board in tables]
     methods = unique(s.method for s in scores.scores)
     return environment.get_template("report.html.j2").render(
@@ -126,10 +127,7 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
         tables=tables,
         intervals=any(entry.interval for board in tables for row in board.rows for entry in row.entries),
         quartiles=any(entry.quartiles for board in tables for row in board.rows for entry in row.entries),
-        sets=[
-            (s, scores.profile["metrics"][s.metric]["title"], number(s.value, s.unit))
-            for s in getattr(scores, "sets", [])
-        ],
+        sets=[(s, titles.get(s.metric, {}).get("title", s.metric), number(s.value, s.unit)) for s in scores.sets],
         comparisons=[(name, rows) for name, rows in compared if rows],
         significant=SIGNIFICANT,
         statistics=METHOD,

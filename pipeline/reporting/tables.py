@@ -110,6 +110,8 @@ def merge(parts: Sequence[Scores]) -> Scores:
         scores=scores,
         summary=summarise(scores),
         comparisons=compare(scores),
+        # The source's, which every input holds, are kept once.
+        sets=list({(s.method, s.region, s.metric): s for part in parts for s in part.sets}.values()),
         translations=unique(t for part in parts for t in part.translations),
         notes=unique(n for part in parts for n in part.notes),
     )

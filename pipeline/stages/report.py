@@ -1,11 +1,11 @@
-"""Write a report of one or more scores: report.html, tables/summary.csv and figures/*.png.
+"""Write a report of one or more scores: report.html, tables (CSV and LaTeX) and figures/*.png.
 
     cinevox report input=SCORES [input=ANOTHER ...] output=REPORT
 
 Reads scores.json and, for the pictures, the volumes that were scored (without them the page has tables only). Several
 inputs must have been scored with the same profile. The page is one file that opens offline: it holds its images and,
-per case, a film to scrub through source, predictions, target and difference. Its only script is the film player; it
-makes no request.
+per case, a film of source, predictions, target and difference to scrub through in three linked planes. It runs no
+script but its own and makes no request.
 
 Main options: report.title, report.cases (how many cases are drawn), report.panels (axial slices per case),
 report.windows (name: level, width), report.difference (end of the difference scale), report.films, report.megabytes
@@ -22,8 +22,9 @@ from pipeline.errors import ConfigError
 from pipeline.progress import say
 from pipeline.records import Scores
 from pipeline.reporting.gallery import Gallery
+from pipeline.reporting.latex import write_latex
 from pipeline.reporting.page import render, write_page
-from pipeline.reporting.tables import merge, write_summary_csv
+from pipeline.reporting.tables import merge, write_comparisons_csv, write_summary_csv
 from pipeline.settings import Config
 
 
@@ -53,7 +54,10 @@ def run(config: Config) -> None:
         return
     gallery = Gallery(scores, config.report, config.output / "figures")
     pictures = gallery.draw()
-    write_summary_csv(config.output / "tables" / "summary.csv", scores.summary)
+    tables = config.output / "tables"
+    write_summary_csv(tables / "summary.csv", scores.summary)
+    write_comparisons_csv(tables / "comparisons.csv", scores.comparisons)
+    write_latex(tables / "summary.tex", scores)
     shown = {"profile": scores.profile, "report": settings["report"], "inputs": [_name(p) for p in config.input]}
     notes = [*scores.notes, *dict.fromkeys(gallery.notes)]
     write_page(page, render(scores, pictures, title=config.report.title, notes=notes, settings=shown))
