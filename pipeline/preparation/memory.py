@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.preparation.plan import Memory
 from pipeline.records import Case
 
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
+_CGROUPS, _MINE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # Per voxel of a case's largest grid, estimated: a volume as stored, its body and labels while
 # they are made; then, for each modality, what becomes of it.
 _FIXED_BYTES, _MODALITY_BYTES = 5, 2
@@ -29,10 +31,20 @@ def training_memory(gib: float | None) -> Memory:
 def job_bytes() -> int:
     """Return the RAM that this job may use: the machine's, or what its control group (SLURM, a container) allows."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(machine, int(_CGROUP.read_text()))
-    except (OSError, ValueError):  # no control group, or 'max'
-        return machine
+    return min([machine, *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    """Yield the limits of this process's control group and of those around it, of either version."""
+    lines = _MINE.read_text().splitlines() if _MINE.is_file() else []  # not on macOS
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers in ("", "memory"):
+            root, name = (_CGROUPS, "memory.max") if not controllers else (_CGROUPS / "memory", "memory.limit_in_bytes")
+            group = root / path.lstrip("/")
+            for folder in (group, *group.parents[: len(group.relative_to(root).parts)]):
+                # Not there in a container, which sees its own group as the root; 'max' where there is no limit.
+                with contextlib.suppress(OSError, ValueError):
+                    yield int((folder / name).read_text())
 
 
 def worker_bytes(voxels: int, modalities: int) -> int:
