@@ -17,6 +17,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from pipeline import __version__
 from pipeline.artifacts import atomic_path
@@ -33,6 +34,7 @@ LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
 SNAPSHOT = "not-finite.ckpt"
+_COPIES = 4  # last, previous, best, and the one that is being written
 
 
 def describe(config: Config, index: ShardIndex) -> dict[str, Any]:
@@ -56,6 +58,17 @@ def describe(config: Config, index: ShardIndex) -> dict[str, Any]:
         },
         "shards": index.config_hash,
     }
+
+
+def checkpoint_bytes(method: nn.Module) -> int:
+    """Return the size of a method's checkpoint: its weights in fp32, and Adam's two moments of those that learn."""
+    return 4 * sum(p.numel() * (3 if p.requires_grad else 1) for p in method.parameters())
+
+
+def copies_to_come(run: Path) -> int:
+    """Return how many more checkpoints a run folder will hold, not counting those of ``trainer.keep_every``."""
+    files = {path.stat().st_ino for path in (run / FOLDER).glob("*.ckpt")}  # some are links to one another
+    return max(1, _COPIES - len(files))
 
 
 def load_checkpoint(place: Path) -> dict[str, Any]:
@@ -146,6 +159,8 @@ class Checkpoints(pl.Callback):
         self.folder, self.record, self.budget = folder / FOLDER, record, budget
         self.every, self.keep_every = every, keep_every
         self.best = math.inf
+        self._saved: int | None = None  # the step that last.ckpt holds
+        self._random: dict[str, torch.Tensor] | None = None  # of the checkpoint that the run continues from
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -159,8 +174,8 @@ class Checkpoints(pl.Callback):
         checkpoint["cinevox"] = self.record
         checkpoint["progress"] = {**self.budget.progress(), "best": self.best}
         checkpoint["random"] = {"torch": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            checkpoint["random"]["cuda"] = torch.cuda.get_rng_state_all()
+        if pl_module.device.type == "cuda":  # this rank's own GPU: a resume may have fewer of them, or more
+            checkpoint["random"]["gpu"] = torch.cuda.get_rng_state(pl_module.device)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -172,11 +187,10 @@ class Checkpoints(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the random state last, when nothing before the first step can draw from it."""
-        random = getattr(self, "_random", None)
-        if random is not None:
+        if (random := self._random) is not None:
             torch.set_rng_state(random["torch"])
-            if "cuda" in random and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(random["cuda"])
+            if "gpu" in random and pl_module.device.type == "cuda":
+                torch.cuda.set_rng_state(random["gpu"], pl_module.device)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Save every N steps."""
@@ -189,11 +203,14 @@ class Checkpoints(pl.Callback):
                 self._link(f"step-{step:08d}.ckpt")
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Write ``last.ckpt``: a new file takes its place only when it is whole and synced.
+        """Write ``last.ckpt``, once a step: a new file takes its place only when it is whole and synced.
 
         Every rank takes part (the state is gathered together), the first writes. The one before stays beside it.
         """
+        if self._saved == self.budget.step:  # by the validation, or for good
+            return
         self._write(trainer, LAST, before=lambda: self._link(PREVIOUS))
+        self._saved = self.budget.step
 
     def _write(self, trainer: pl.Trainer, name: str, before: Callable[[], None] = lambda: None) -> None:
         if not trainer.is_global_zero:

@@ -68,7 +68,8 @@ class Validation(pl.Callback):
         training = pl_module.training
         pl_module.eval()
         # No random state is touched: a validated run and another one end with the same weights.
-        with torch.inference_mode(), torch.random.fork_rng(), trainer.precision_plugin.forward_context():
+        own = [pl_module.device] if pl_module.device.type == "cuda" else []  # the other GPUs are other ranks'
+        with torch.inference_mode(), torch.random.fork_rng(own), trainer.precision_plugin.forward_context():
             for case, first, count in self.segments[here.rank :: here.count]:
                 source, target, mask = self._frames(case, first, count)
                 prediction = pl_module.translate(  # type: ignore[operator]
