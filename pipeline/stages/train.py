@@ -44,7 +44,15 @@ from pipeline.tracking.identity import run_id
 from pipeline.tracking.table import TableLogger
 from pipeline.training.attempts import count_attempt
 from pipeline.training.budget import Budget
-from pipeline.training.checkpoint import FOLDER, LAST, Checkpoints, describe, newest_valid
+from pipeline.training.checkpoint import (
+    FOLDER,
+    LAST,
+    Checkpoints,
+    checkpoint_bytes,
+    copies_to_come,
+    describe,
+    newest_valid,
+)
 from pipeline.training.compilation import check_compiler, compile_networks
 from pipeline.training.epoch_line import EpochLine
 from pipeline.training.heap import keep_freed_memory
@@ -122,18 +130,19 @@ def run(config: Config) -> None:
         method.accumulate = config.stream.accumulate
         if trainer.recompute:
             recompute_activations(method)
-        size = sum(p.numel() for p in method.parameters())
-        needed = 4 * 5 * size + 50_000_000
         if this_rank().first and not has_launcher():
+            size = sum(p.numel() for p in method.parameters())
             say(f"{config.model.name}: {size / 1e6:.2f} M parameters; {len(data.slices)} training films")
         if config.dry_run:
-            say(f"Would train into '{output}', at most {needed / 1e6:.0f} MB on disk")
+            needed = _bytes(method, output) / 1e6
+            kept = f" and {checkpoint_bytes(method) / 1e6:.0f} MB every {trainer.keep_every} steps"
+            say(f"Would train into '{output}', at most {needed:.0f} MB on disk{kept if trainer.keep_every else ''}")
             return
         if not launching:
             with joined(device, trainer.rank_timeout_s) as here:
                 if not here.first:
                     silence()
-                _claim_and_fit(config, store, data, method, output, needed, device, precision)
+                _claim_and_fit(config, store, data, method, output, device, precision)
             return
     launch(trainer.devices, config.command)
 
@@ -144,7 +153,6 @@ def _claim_and_fit(
     data: ClipDataModule,
     method: pl.LightningModule,
     output: Path,
-    needed: int,
     device: torch.device,
     precision: Precision,
 ) -> None:
@@ -152,12 +160,12 @@ def _claim_and_fit(
     claims: list[Claim] = []
 
     def decide() -> dict[str, Any]:
-        check_free_space(output, needed)
         claim = claim_output(output, "train", _deciding(config, store), force=config.trainer.force)
         claims.append(claim)
         if claim.finished:
             say(f"'{output}' is finished already; nothing to do")
             return {"finished": True}
+        check_free_space(output, _bytes(method, output))
         found = newest_valid(output)
         if config.trainer.resume and found is None:
             raise CheckpointError(
@@ -176,6 +184,11 @@ def _claim_and_fit(
     for claim in claims:
         claim.finish()
     say(f"Run finished: '{output}'")
+
+
+def _bytes(method: pl.LightningModule, output: Path) -> int:
+    """Return the most that a run will add to its folder: checkpoints, numbers, panels."""
+    return checkpoint_bytes(method) * copies_to_come(output) + 50_000_000
 
 
 def _deciding(config: Config, store: SliceStore) -> dict[str, Any]:

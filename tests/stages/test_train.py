@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from pipeline.__main__ import main
+from pipeline.stages import train
 
 REGRESSION = ["model=regression", "model.module.network.widths=[4,8]", "model.module.network.residual_units=1"]
 VID2VID = [
@@ -104,6 +106,34 @@ def test_a_folder_in_use_is_not_overwritten(tiny_shards, tmp_path, capsys):
     assert main(arguments(tiny_shards, tmp_path, *REGRESSION, "trainer.budget.steps=2")) == 2
     assert "already in use" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_space_that_is_asked_for_is_what_is_written(finished, tiny_shards, tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "check_free_space", lambda folder, size: asked.append(size - 50_000_000))
+    run, command = tmp_path / "run", [*REGRESSION, "model.module.network.widths=[64,128]", "trainer.budget.steps=2"]
+    assert main(arguments(tiny_shards, run, *command, "trainer.validations=1")) == 0
+    size = (run / "checkpoints" / "last.ckpt").stat().st_size
+    assert asked[0] == pytest.approx(4 * size, rel=0.1)
+    assert main(arguments(tiny_shards, run, *command, "trainer.validations=1")) == 0
+    assert len(asked) == 1  # a finished run needs none
+    assert main(arguments(tiny_shards, unfinished(run, tmp_path / "copy"), *command, "trainer.validations=1")) == 0
+    assert asked[1] <= 3.1 * size
+
+
+def test_a_step_is_saved_once_and_the_one_before_stays(finished, monkeypatch, tiny_shards, tmp_path):
+    saved = []
+    save = pl.Trainer.save_checkpoint
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", lambda *a, **k: (saved.append(1), save(*a, **k)))
+    extra = [*REGRESSION, "trainer.budget.steps=4", "trainer.checkpoint_steps=1", "trainer.keep_every=2"]
+    assert main(arguments(tiny_shards, tmp_path / "run", *extra)) == 0
+    assert len(saved) == 4
+    steps = {
+        path.stem: torch.load(path, weights_only=True)["progress"]["step"]
+        for path in (tmp_path / "run" / "checkpoints").iterdir()
+        if path.stem != "best"
+    }
+    assert steps == {"last": 4, "previous": 3, "step-00000002": 2, "step-00000004": 4}
 
 
 class _Tripwire:
@@ -216,7 +246,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_for_the_one_before(damage, fin
     message = capsys.readouterr().err
     assert "last.ckpt' is damaged" in message
     assert "Passed over" in message
-    assert "Continuing at step 6" in message  # the validation and the end of the budget saved both
+    assert "Continuing at step 4" in message
     assert torch.load(last, weights_only=True)["progress"]["step"] == 8
     assert before is None or (run / "run.json").read_bytes() == before
 
