@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import intervals
 import reference_flow
 
 MINIATURE = [
@@ -47,3 +48,10 @@ def test_reference_flow_ends_with_the_stages_code(tmp_path, capsys):
         reference_flow.main([])
     assert reference_flow.main([str(tmp_path), str(tmp_path / "out"), *MINIATURE]) == 2
     capsys.readouterr()
+
+
+def test_intervals_print_a_share_per_number_of_patients(capsys):
+    intervals.main(["--draws", "40"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [int(row[0]) for row in rows] == list(intervals.PATIENTS)
+    assert all(0.5 < float(cell.rstrip("%")) / 100 <= 1 for row in rows for cell in row[1:])

@@ -12,7 +12,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtrit
 
 from pipeline.records import Comparison, Score, Summary
 
@@ -25,10 +25,10 @@ FEWEST_PATIENTS = 6
 EXACT_PATIENTS = 200  # up to here the signed-rank distribution is counted, beyond it is approximated
 METHOD = (
     f"The unit is the patient (mean over the patient's cases). Interval: {LEVEL:.0%} of the mean, bias-corrected and "
-    f"accelerated bootstrap, {RESAMPLES} samples of patients, seed {SEED}. Test: two-sided Wilcoxon signed-rank, "
-    f"exact up to {EXACT_PATIENTS} patients, zero differences left out; Holm's correction over all pairs of methods "
-    f"of one metric, region and cohort. Metrics whose best is zero are tested by their absolute value. Neither below "
-    f"{FEWEST_PATIENTS} patients."
+    f"accelerated bootstrap with levels expanded for few patients, {RESAMPLES} samples of patients, seed {SEED}. "
+    f"Test: two-sided Wilcoxon signed-rank, exact up to {EXACT_PATIENTS} patients, zero differences left out; Holm's "
+    "correction over all pairs of methods of one metric, region and cohort. Metrics whose best is zero are tested by "
+    f"their absolute value. Neither interval nor test below {FEWEST_PATIENTS} patients."
 )
 Key = tuple[str, str]  # cohort and patient, or cohort and case: names may recur in another cohort
 
@@ -79,7 +79,8 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
     Returns:
         The ends in the values' unit, or None below `FEWEST_PATIENTS`. Equal values give an interval without width.
 
-    Source: Efron, Better bootstrap confidence intervals, J Am Stat Assoc 82 (1987) 171-185.
+    Source: Efron, Better bootstrap confidence intervals, J Am Stat Assoc 82 (1987) 171-185; levels for few patients:
+    Hesterberg, What teachers should know about the bootstrap, Am Stat 69 (2015) 371-386.
     """
     n = len(values)
     if n < FEWEST_PATIENTS:
@@ -96,7 +97,9 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
     bias = ndtri((np.mean(means < 0) + np.mean(means <= 0)) / 2)
     # The jackknife's influence on a mean is the deviation itself.
     acceleration = np.sum(deviations**3) / (6 * np.sum(deviations**2) ** 1.5)
-    z = bias + ndtri([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    # Resamples spread less than samples do: levels are as much wider as Student's t and n / (n - 1) say.
+    reach = np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + LEVEL) / 2)
+    z = bias + np.array([-reach, reach])
     low, high = x.mean() + np.quantile(means, ndtr(bias + z / (1 - acceleration * z)))
     return float(low), float(high)
 

@@ -1,17 +1,23 @@
-"""Score predictions against references: scores.json, scores.csv and a table on the screen.
+"""Score predictions against references: every case, statistics over patients, comparisons of methods.
 
 With a cohort:    cinevox evaluate input=TRANSLATION [input=ANOTHER ...] output=SCORES
-Without a cohort: cinevox evaluate prediction=FILE|FOLDER reference=FILE|FOLDER [mask=FILE|FOLDER] output=SCORES
+Without a cohort: cinevox evaluate prediction=PLACE [prediction=ANOTHER ...] reference=PLACE [mask=PLACE] output=SCORES
 
-Translations of one label are one method where they are different folds of a cross-validation, else an error.
-Reads translation.json and the volumes that it names, or pairs of files with the same name. The metrics, their range
-and the regions come from the group 'metrics'. A reference on another grid is resampled onto the prediction's grid
-(with a cohort; the scores say so) or refused (without one, unless evaluate.resample=true).
+PLACE is a file, a folder of files (CASE.nii.gz) or of folders with one volume each, or a path with one '*' for the
+case's name ('data/*/ct.nii.gz', 'out/sct_*.mha'). Cases are paired by name. prediction_labels=PLACE (once per
+prediction) and reference_labels=PLACE are label volumes for the metrics that compare those.
 
-Writes scores.json (every score, with the profile that defines it) and scores.csv.
+Translations of one label are one method where they are different folds of a cross-validation, or of different
+cohorts, else an error. The metrics, their range and the regions come from the group 'metrics'. A reference on another
+grid is resampled onto the prediction's grid (with a cohort; the scores say so) or refused (without one, unless
+evaluate.resample=true).
+
+Writes scores.json (every score, with the profile that defines it), scores.csv, summary.csv, comparisons.csv and
+summary.tex; what they mean stands in docs/how-to/compare-methods.md.
 
 Main options: metrics=NAME, evaluate.source=false (do not score the untranslated source), evaluate.resample, label
-(the method's name without a cohort), workers, --dry-run.
+(the method's name without a cohort; of several: evaluate.labels), evaluate.patient_pattern, evaluate.cohort_pattern,
+workers, --dry-run.
 """
 
 from __future__ import annotations
