@@ -87,7 +87,8 @@ class Summary(BaseModel):
 
 
 class Comparison(BaseModel):
-    """Two methods on the patients that both were scored on: ``difference`` is the median of a minus b.
+    """Two methods on the patients that both were scored on: ``difference`` is the median of a minus b, of absolute
+    values where zero is best.
 
     ``p`` is that of Wilcoxon's signed-rank test, ``p_holm`` corrected over the pairs of methods of the same metric,
     region and cohort; both are ``null`` where no test is possible, and ``note`` says why.

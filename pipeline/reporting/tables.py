@@ -71,11 +71,12 @@ def merge(parts: Sequence[Scores]) -> Scores:
     """Join scores of several methods made with the same profile; the source's rows are kept once.
 
     Raises:
-        ConfigError: Profiles differ, a method occurs twice, or two results disagree about the source.
+        ConfigError: Profiles differ, a method occurs twice, or two results disagree about a case's source or cohort.
     """
     first = parts[0]
     scores: list[Score] = []
-    seen: dict[tuple[str, str, str, str], Score] = {}
+    seen: dict[tuple[str, str, str], Score] = {}
+    cohorts: dict[str, str] = {}
     owners: dict[str, int] = {}
     for index, part in enumerate(parts):
         if lines := difference(first.profile, part.profile):
@@ -85,6 +86,11 @@ def merge(parts: Sequence[Scores]) -> Scores:
                 remedy="Run 'cinevox evaluate' for both with the same metrics=NAME",
             )
         for score in part.scores:
+            if cohorts.setdefault(score.case, score.cohort) != score.cohort:
+                raise ConfigError(
+                    f"Case '{score.case}' is in two cohorts, '{cohorts[score.case]}' and '{score.cohort}'",
+                    remedy="Report them apart, or give the cases of one cohort other names",
+                )
             if score.method != SOURCE:
                 if owners.setdefault(score.method, index) != index:
                     raise ConfigError(
@@ -93,7 +99,7 @@ def merge(parts: Sequence[Scores]) -> Scores:
                     )
                 scores.append(score)
                 continue
-            key = (score.cohort, score.case, score.region, score.metric)
+            key = (score.case, score.region, score.metric)
             known = seen.setdefault(key, score)
             if known is score:
                 scores.append(score)

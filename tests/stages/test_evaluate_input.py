@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scored_case import SHAPE, affine, ellipse, settings
 
+from pipeline.__main__ import main
 from pipeline.errors import ConfigError, DataError, GeometryError
-from pipeline.geometry import Volume
-from pipeline.io import write_volume
+from pipeline.geometry import Volume, reorder
+from pipeline.io import read_volume, write_volume
 from pipeline.records import Scores
 from pipeline.reporting.latex import escape
 from pipeline.stages import evaluate
@@ -202,3 +203,33 @@ def test_patients_and_cohorts_are_read_from_names(tmp_path):
     scores = score(tmp_path, "evaluate.patient_pattern='^(p.)'", "evaluate.cohort_pattern='_(.)$'")
     rows = {r.cohort: r for r in scores.summary if (r.region, r.metric) == ("whole", "mae")}
     assert {c: (r.n, r.cases, r.mean) for c, r in rows.items()} == {"": (3, 3, 3.0), "a": (2, 2, 3.0), "b": (1, 1, 3.0)}
+
+
+def test_the_command_line_takes_several_predictions_and_ends_with_2(tmp_path, capsys):
+    for case in ("x", "y"):
+        write(tmp_path / "r" / case / "ct.nii.gz", BODY)
+        write(tmp_path / "a" / f"{case}.nii.gz", BODY + 5)
+    write(tmp_path / "b [new]/sct_x.nii.gz", BODY + 10)
+    words = [f"prediction={tmp_path / 'a'}", f"prediction={tmp_path / 'b [new]'}/sct_*.nii.gz", "evaluate.labels=[a,b]"]
+    assert (
+        main(["evaluate", *words, f"reference={tmp_path / 'r'}", "workers=1", *OPTIONS, f"output={tmp_path / 's'}"])
+        == 2
+    )
+    captured = capsys.readouterr()
+    assert "Error: 1 comparison could not be scored. Left out: case 'y': no prediction by 'b'" in captured.err
+    assert Scores.load(tmp_path / "s").methods() == ["a", "b"]
+
+
+@pytest.mark.real
+def test_real_volumes_turned_in_storage_and_in_another_unit(tmp_path, real_data):
+    reference = read_volume(real_data / "mr_ct/template_ct.nii.gz")
+    turned = reorder(reference, "LAI")
+    write_volume(tmp_path / "ct.mha", turned.with_array(np.rint(turned.array + 10).astype(np.int16)))
+    scaled = np.clip((reference.array.astype(np.float32) + 1024) / 4095, 0, 1)
+    write_volume(tmp_path / "unit.nii.gz", reference.with_array(scaled))
+    place = {"reference": real_data / "mr_ct/template_ct.nii.gz"}
+    scores = score(tmp_path, prediction=[tmp_path / "ct.mha"], **place)
+    assert value(scores, case="ct")[0] == pytest.approx(10, abs=0.1)  # the template is not in whole HU
+    (tmp_path / "s").rename(tmp_path / "first")
+    with pytest.raises(DataError, match="The prediction is normalised, and HU are expected"):
+        score(tmp_path, prediction=[tmp_path / "unit.nii.gz"], **place)
