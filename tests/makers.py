@@ -2,6 +2,7 @@
 
 import json
 from functools import lru_cache
+from hashlib import sha256
 
 import numpy as np
 
@@ -135,6 +136,15 @@ def write_shards(
         preprocess={},
     ).save(folder)
     return folder
+
+
+def state(place):
+    """Return what is below a folder, to the byte: mode, time of the last change, and content; of folders, the time."""
+    found = {}
+    for path in sorted([place, *place.rglob("*")]):
+        facts, content = path.lstat(), path.read_bytes() if path.is_file() else b""
+        found[path] = (facts.st_mode, facts.st_mtime_ns, facts.st_size if content else 0, sha256(content).hexdigest())
+    return found
 
 
 def alter_index(folder, change):

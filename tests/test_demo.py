@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from makers import state
 
 from pipeline.__main__ import main
 from pipeline.records import Cohort, Scores
@@ -43,7 +44,9 @@ def test_the_demo_goes_from_phantoms_to_a_report(tmp_path, capsys):
     commands = demo_commands(tmp_path / "demo")
     assert [c[0] for c in commands] == ["cohort", "simulate", "preprocess", "train", "translate", "evaluate", "report"]
     for command in commands:
+        before = state(tmp_path / "demo") if (tmp_path / "demo").exists() else {}
         assert main([*command, *MINIATURE]) == 0, command
+        assert before.items() - {(tmp_path / "demo", before.get(tmp_path / "demo"))} <= state(tmp_path / "demo").items()
     assert Cohort.load(tmp_path / "demo" / "simulated").cases[0].masks["field_of_view"]
     scores = Scores.load(tmp_path / "demo" / "scores")
     assert scores.methods() == ["source", "vid2vid"]
