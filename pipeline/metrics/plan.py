@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,7 @@ def plan_translations(config: Config) -> Plan:
         )
         plan.translations.append(str(folder.resolve()))
         plan.notes += [f"Case '{e.case_id}' ({method}) was not translated: {e.reason}" for e in record.excluded]
+    _check_patients(folds)
     for (method, _), tested in folds.items():
         if any(tested):
             plan.notes.append(
@@ -85,9 +88,24 @@ def _join(tested: dict[int, set[str]], record: Translation, method: str) -> None
     tested[record.fold] = patients
 
 
+def _check_patients(folds: Mapping[tuple[str, str], Mapping[int, set[str]]]) -> None:
+    """Refuse patients of one name in two cohorts: they would count as one."""
+    cohorts: dict[str, set[str]] = {}
+    for (_, cohort), tested in folds.items():
+        if cohort:
+            cohorts.setdefault(cohort, set()).update(*tested.values())
+    for (one, first), (other, second) in combinations(cohorts.items(), 2):
+        if common := first & second:
+            raise ConfigError(
+                f"Cohorts '{one}' and '{other}' have patients of the same names",
+                value=f"{len(common)} in common",
+                remedy="Evaluate the cohorts apart, or make one of them again with other names",
+            )
+
+
 def _check_cases(plan: Plan) -> None:
     cohort_of: dict[str, str] = {}
-    for files in (files for cases in plan.methods.values() for files in cases):
+    for files in (files for cases in plan.methods.values() for files in cases if files.cohort):
         if cohort_of.setdefault(files.case, files.cohort) != files.cohort:
             raise ConfigError(
                 f"Case '{files.case}' is in two cohorts, '{cohort_of[files.case]}' and '{files.cohort}'",

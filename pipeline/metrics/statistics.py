@@ -30,7 +30,6 @@ METHOD = (
     "correction over all pairs of methods of one metric, region and cohort. Metrics whose best is zero are tested by "
     f"their absolute value. Neither interval nor test below {FEWEST_PATIENTS} patients."
 )
-Key = tuple[str, str]  # cohort and patient, or cohort and case: names may recur in another cohort
 
 
 def summarise(scores: Iterable[Score]) -> list[Summary]:
@@ -88,7 +87,7 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
     # Sorted: the resamples then do not depend on the order of the cases.
     x = np.sort(np.asarray(values, np.float64))
     deviations = x - x.mean()
-    if not (deviations**3).any():
+    if not (deviations**3).any():  # equal values
         return float(x[0]), float(x[-1])
     if n > BOOTSTRAP_PATIENTS:
         reach = float(ndtri((1 + LEVEL) / 2) * x.std(ddof=1) / np.sqrt(n))
@@ -178,8 +177,8 @@ def _by_cohort(scores: Iterable[Score]) -> dict[str, list[Score]]:
 
 
 def _summary(cohort: str, group: Sequence[Score]) -> Summary:
-    defined = {_case(score): score for score in group if score.value is not None}
-    values = list(_over_patients([(score, score.value) for score in defined.values()]).values())
+    defined = [(score, score.value) for score in group if score.value is not None]
+    values = _over_patients(defined)
     row = Summary(
         method=group[0].method,
         region=group[0].region,
@@ -212,14 +211,14 @@ def _summary(cohort: str, group: Sequence[Score]) -> Summary:
 
 
 def _comparison(cohort: str, a: Sequence[Score], b: Sequence[Score]) -> Comparison:
-    others = {_case(score): score.value for score in b}
+    others = {score.case: score.value for score in b}
     signless = abs if a[0].better == "zero" else float
     pairs = [
         (score, signless(score.value) - signless(other))
         for score in a
-        if score.value is not None and (other := others.get(_case(score))) is not None
+        if score.value is not None and (other := others.get(score.case)) is not None
     ]
-    differences = list(_over_patients(pairs).values())
+    differences = _over_patients(pairs)
     p, note = signed_rank(differences) if differences else (None, "no test: no patient has both values")
     return Comparison(
         a=a[0].method,
@@ -236,14 +235,9 @@ def _comparison(cohort: str, a: Sequence[Score], b: Sequence[Score]) -> Comparis
     )
 
 
-def _case(score: Score) -> Key:
-    return score.cohort, score.case
-
-
-def _over_patients(values: Iterable[tuple[Score, float | None]]) -> dict[Key, float]:
-    """Return the mean over each patient's cases."""
-    patients: dict[Key, list[float]] = {}
+def _over_patients(values: Iterable[tuple[Score, float]]) -> list[float]:
+    """Return the mean over each patient's cases; a patient is one in all cohorts."""
+    patients: dict[str, list[float]] = {}
     for score, value in values:
-        assert value is not None
-        patients.setdefault((score.cohort, score.patient), []).append(value)
-    return {patient: float(np.mean(cases)) for patient, cases in patients.items()}
+        patients.setdefault(score.patient, []).append(value)
+    return [float(np.mean(cases)) for cases in patients.values()]

@@ -86,7 +86,7 @@ def merge(parts: Sequence[Scores]) -> Scores:
                 remedy="Run 'cinevox evaluate' for both with the same metrics=NAME",
             )
         for score in part.scores:
-            if cohorts.setdefault(score.case, score.cohort) != score.cohort:
+            if score.cohort and cohorts.setdefault(score.case, score.cohort) != score.cohort:
                 raise ConfigError(
                     f"Case '{score.case}' is in two cohorts, '{cohorts[score.case]}' and '{score.cohort}'",
                     remedy="Report them apart, or give the cases of one cohort other names",
@@ -245,7 +245,7 @@ def print_summary(console: Console, scores: Scores) -> None:
     for region in regions(scores):
         table = summary_table(scores, region)
         heads = [f"{c.title} {c.arrow}" + (f" [{c.unit}]" if c.unit else "") for c in table.columns]
-        n = len({(s.cohort, s.patient) for s in scores.scores if s.region == region})
+        n = len({s.patient for s in scores.scores if s.region == region})
         title = f"Region {region}, mean ± SD over {n} patient{'s' if n != 1 else ''}"
         lines = [
             (method, [c.text + (f" ({c.remark})" if c.remark else "") + (" *" if c.best else "") for c in cells])

@@ -54,13 +54,14 @@ def test_every_patient_counts_once():
     assert (summary.mean, summary.n, summary.cases) == (5.0, 2, 10)
 
 
-def test_cohorts_follow_the_whole_and_keep_equal_names_apart():
-    scores = [row("c1", 1.0, cohort="abdomen"), row("c1", 3.0, cohort="thorax"), row("c2", 5.0, cohort="thorax")]
-    assert [(s.cohort, s.mean, s.n) for s in summarise(scores)] == [
-        ("", 3.0, 3),
-        ("abdomen", 1.0, 1),
-        ("thorax", 4.0, 2),
+def test_cohorts_follow_the_whole_and_a_patient_of_both_counts_once_in_it():
+    scores = [
+        row("c1", 1.0, cohort="abdomen", patient="p"),
+        row("c2", 3.0, cohort="thorax", patient="p"),
+        row("c3", 5.0, cohort="thorax"),
     ]
+    found = [(s.cohort, s.mean, s.n, s.cases) for s in summarise(scores)]
+    assert found == [("", 3.5, 2, 3), ("abdomen", 1.0, 1, 1), ("thorax", 4.0, 2, 2)]
     assert [s.cohort for s in summarise(scores[1:])] == [""]
 
 
@@ -198,7 +199,7 @@ def test_a_bias_is_compared_by_its_distance_from_zero():
 
 def test_a_cohort_is_a_family_of_its_own():
     scores = [
-        row(f"c{i}", float(i + shift), m, cohort=c)
+        row(f"{c}{i}", float(i + shift), m, cohort=c)
         for c in ("x", "y") for m, shift in (("a", 0), ("b", 1)) for i in range(6)
     ]  # fmt: skip
     assert [(c.cohort, c.n) for c in compare(scores)] == [("", 12), ("x", 6), ("y", 6)]

@@ -81,9 +81,9 @@ def test_merge_refuses_what_cannot_be_compared():
         merge([one, one])
     with pytest.raises(ConfigError, match="disagree about the source"):
         merge([one, result([row("source", "mae", 3.0)])])
-    elsewhere = row("b", "mae", 4.0).model_copy(update={"cohort": "thorax"})
-    with pytest.raises(ConfigError, match="Case 'c1' is in two cohorts, '' and 'thorax'"):
-        merge([one, result([elsewhere])])
+    both = [row(m, "mae", 4.0).model_copy(update={"cohort": c}) for m, c in (("a", "abdomen"), ("b", "thorax"))]
+    with pytest.raises(ConfigError, match="Case 'c1' is in two cohorts, 'abdomen' and 'thorax'"):
+        merge([result(both[:1]), result(both[1:])])
 
 
 def test_csv_neutralises_formulas_and_leaves_numbers(tmp_path):

@@ -74,9 +74,16 @@ def test_cohorts_of_one_method_stand_side_by_side(tmp_path):
 
 
 def test_a_case_in_two_cohorts_is_refused(tmp_path):
-    one, two = (translated(tmp_path / c, ("a",), cohort=c) for c in ("abdomen", "thorax"))
+    one, two = (translated(tmp_path / c, ("a",), patients=[c], cohort=c) for c in ("abdomen", "thorax"))
     with pytest.raises(ConfigError, match="Case 'a' is in two cohorts, 'abdomen' and 'thorax'"):
         scored(tmp_path, one, two)
+
+
+def test_patients_of_one_name_in_two_cohorts_are_refused_and_not_named(tmp_path):
+    one, two = (translated(tmp_path / c, (c,), patients=["p7"], cohort=c) for c in ("abdomen", "thorax"))
+    with pytest.raises(ConfigError, match="Cohorts 'abdomen' and 'thorax' have patients of the same names") as error:
+        scored(tmp_path, one, two)
+    assert "1 in common" in str(error.value) and "p7" not in str(error.value)
 
 
 def test_a_pattern_reads_the_cohort_from_the_case(tmp_path):
