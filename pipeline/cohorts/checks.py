@@ -274,7 +274,7 @@ def flag_similarity(reports: list[CaseReport], source: str, target: str) -> None
         for report in pairs:
             if own[report.case_id] < np.median(values) - max(6 * spread, 0.2 * float(np.median(values))):
                 report.flags.append(
-                    f"{source} and {target} resemble each other far less than in other cases: registration?"
+                    f"{source} and {target} resemble each other far less than in other cases: registration? See --check"
                 )
 
 
