@@ -4,7 +4,19 @@ One function per metric, one family per file; importing the package fills `METRI
 function under `registry.metric` and put its name into a profile in ``conf/metrics/``.
 """
 
-from pipeline.metrics import continuity, correlation, intensity, structure, tissue
+from pipeline.metrics import (
+    continuity,
+    correlation,
+    frechet,
+    information,
+    intensity,
+    perceptual,
+    segmentation,
+    sharpness,
+    structure,
+    tissue,
+    universal_quality,
+)
 from pipeline.metrics.pair import Pair, Undefined
 from pipeline.metrics.registry import METRICS, Metric, check_metrics, compute
 from pipeline.metrics.statistics import compare, summarise
@@ -19,8 +31,14 @@ __all__ = [
     "compute",
     "continuity",
     "correlation",
+    "frechet",
+    "information",
     "intensity",
+    "perceptual",
+    "segmentation",
+    "sharpness",
     "structure",
     "summarise",
     "tissue",
+    "universal_quality",
 ]

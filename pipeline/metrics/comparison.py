@@ -73,6 +73,8 @@ class Target:
     volume: Volume
     regions: dict[str, Region]
     notes: list[str] = field(default_factory=list)
+    # Of the reference by region and metric of sets: several methods share them.
+    features: dict[tuple[str, str], NDArray] = field(default_factory=dict)
 
 
 def read_film(path: Path, what: str, unit: str) -> Volume:

@@ -20,7 +20,7 @@ from pipeline.metrics.registry import INTENSITY, metric
         "mean absolute change of the error (prediction - reference) from one slice to the next, over voxels that lie "
         "in the region on both slices; 0 for a perfect or a constant error, high for flicker"
     ),
-    volume=True,
+    taken="volume",
 )
 def slice_continuity(pair: Pair) -> float:
     """Mean of ``|e[k+1] - e[k]|`` with ``e = prediction - reference``, over voxels in the region on both slices.
@@ -45,7 +45,7 @@ def slice_continuity(pair: Pair) -> float:
         "over voxels in the region on both slices); near 1 without seams, high where windows of slices were joined "
         "visibly (this project)"
     ),
-    volume=True,
+    taken="volume",
 )
 def seam_index(pair: Pair) -> float:
     """Largest over median step of the error along the film: one seam stands out, steady flicker does not.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import file_sha256
-from pipeline.errors import ArtifactError, DataError
+from pipeline.errors import DataError
 from pipeline.metrics.comparison import REGIONS
 from pipeline.metrics.registry import METRICS, Metric
 from pipeline.settings import MetricsSettings
@@ -30,18 +30,16 @@ _OUTSIDE = {
     "lowest": "voxel metrics count the region only; windows see the lower end of the range outside it, in both volumes",
     "keep": "voxel metrics count the region only; windows see the volumes as they are outside it",
 }
-_DIMENSION = {
+_TAKEN = {
     "3d": "over the volume",
+    "volume": "over the volume",
     "2d": "slice by slice, then the mean over the slices that have a value",
+    "slice": "slice by slice, then the mean over the slices that have a value",
 }
 
 
 def describe(settings: MetricsSettings, body_threshold_hu: float) -> dict[str, Any]:
-    """Return the profile as plain data for `pipeline.records.Scores` and its readers.
-
-    Raises:
-        ArtifactError: A file with weights is missing.
-    """
+    """Return the profile as plain data for `pipeline.records.Scores` and its readers."""
     # A range in other units than the volumes' would mislead who draws them.
     clip = list(settings.clip) if settings.clip is not None and settings.normalisation == "none" else None
     return {
@@ -52,7 +50,7 @@ def describe(settings: MetricsSettings, body_threshold_hu: float) -> dict[str, A
         "unit": settings.unit,
         **({"clip": clip} if clip else {}),
         "data_range": "maximum of the reference" if isinstance(settings.data_range, str) else settings.data_range,
-        "dimension": f"{settings.dimension}: {_DIMENSION[settings.dimension]}",
+        "dimension": f"{settings.dimension}: {_TAKEN[settings.dimension]}",
         "normalisation": _NORMALISATION[settings.normalisation],
         "mask": _OUTSIDE[settings.outside],
         "window": _WINDOW[settings.window],
@@ -67,32 +65,24 @@ def _metric(metric: Metric, settings: MetricsSettings) -> dict[str, Any]:
     for name in metric.parameters:
         value = getattr(settings, name)
         if name == "weights":
-            parameters[name] = _weights(metric.name, value.get(metric.name, ""))
-        elif name == "dimension":
-            parameters[name] = "3d" if metric.volume else value
+            parameters[name] = _weights(value.get(metric.name, ""))
         else:
             parameters[name] = list(value) if isinstance(value, tuple) else value
     return {
         "title": metric.title,
         "unit": metric.unit_for(settings.scored_unit),
         "better": metric.better,
+        "needs": metric.needs,
         "definition": metric.definition,
+        "taken": _TAKEN[settings.dimension if metric.taken == "profile" else metric.taken],
         "parameters": parameters,
         "origin": "profile" if metric.name in settings.metrics else "Cinevox",
     }
 
 
-def _weights(metric: str, file: str) -> dict[str, str]:
+def _weights(file: str) -> dict[str, str]:
     """Name the weights by file and content, never by where they lie."""
-    if not file:
-        return {"file": "packaged"}
-    if not Path(file).is_file():
-        raise ArtifactError(
-            f"The weights of metric '{metric}' do not exist",
-            value=Path(file).name,
-            remedy=f"Set metrics.weights.{metric} to the file",
-        )
-    return {"file": Path(file).name, "sha256": file_sha256(Path(file))}
+    return {"file": Path(file).name, "sha256": file_sha256(Path(file))} if file else {"file": "packaged"}
 
 
 def normalised(prediction: NDArray, reference: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

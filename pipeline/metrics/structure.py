@@ -68,7 +68,7 @@ def ssim(
         "clipped to [0, 1]: 3D, 7x7x7 uniform window, sample covariance, w as in Wang 2003 but, as in SynthRAD2025's "
         "code (17cac47), on the luminance at every scale and voxel by voxel; axes below 97 voxels padded by their edge"
     ),
-    volume=True,
+    taken="volume",
 )
 def ms_ssim(pair: Pair, *, clip: tuple[float, float], data_range: float) -> float:
     """Masked multi-scale structural similarity as SynthRAD2025 reports it, between 0 and 1.
@@ -95,7 +95,7 @@ def ms_ssim(pair: Pair, *, clip: tuple[float, float], data_range: float) -> floa
         "product over five scales of the region's mean of contrast x structure to the power w, with the luminance at "
         "the coarsest scale only (Wang 2003); windows, masking and halving as in SynthRAD2025's MS-SSIM"
     ),
-    volume=True,
+    taken="volume",
 )
 def ms_ssim_wang(pair: Pair, *, clip: tuple[float, float], data_range: float) -> float:
     """Multi-scale structural similarity with the luminance at the coarsest scale only and means before exponents.

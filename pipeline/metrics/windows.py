@@ -71,6 +71,12 @@ def window_for(kind: Literal["uniform", "gaussian"], *, flat: bool) -> Window:
     return Window(tuple(bell / bell.sum()), flat, sample=False)
 
 
+def whole(pair: Pair) -> Box:
+    """Return the box of all voxels."""
+    slices, rows, columns = pair.reference.shape
+    return slice(0, slices), slice(0, rows), slice(0, columns)
+
+
 def prepared(pair: Pair, box: Box, clip: tuple[float, float] | None, outside: str) -> Iterator[Planes]:
     """Yield prediction and reference of each slice of ``box`` in float64.
 

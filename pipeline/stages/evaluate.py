@@ -38,7 +38,7 @@ from pipeline.metrics import check_metrics, compare, summarise
 from pipeline.metrics.comparison import REGIONS, CaseFiles
 from pipeline.metrics.plan import Plan, plan_pairs, plan_translations, volume_records
 from pipeline.metrics.profile import describe
-from pipeline.metrics.scoring import SOURCE, CaseJob, CaseResult, score_case
+from pipeline.metrics.scoring import SOURCE, CaseJob, CaseResult, score_case, score_sets
 from pipeline.progress import say, track
 from pipeline.records import Scores, unique
 from pipeline.reporting.latex import write_latex
@@ -116,7 +116,7 @@ def _check(config: Config) -> None:
             value=len(config.prediction_labels),
             allowed=len(config.prediction),
         )
-    check_metrics(config.metrics)
+    check_metrics(config.metrics, labels=bool(config.prediction_labels))
     for region in config.metrics.regions:
         if region not in REGIONS:
             raise ConfigError(
@@ -218,6 +218,7 @@ def _collect(config: Config, plan: Plan, results: list[CaseResult]) -> tuple[Sco
         scores=scores,
         summary=summarise(scores),
         comparisons=compare(scores),
+        sets=score_sets(results, config.metrics),
         translations=plan.translations,
         notes=notes,
     )
