@@ -77,7 +77,7 @@ def _in_folders(folder: Path, key: str) -> Files:
             raise DataError(
                 f"Case '{safe_case(inner.name)}' has several volumes in its folder of the {key.replace('_', ' ')}",
                 value=len(volumes),
-                remedy=f"Say which, with * for the case's name: {key}='{folder}/*/ct.nii.gz'",
+                remedy=f"Say which, with * for the case's name: {key}='{folder}/*/NAME{suffix(volumes[0])}'",
             )
         if volumes:
             found[inner.name] = volumes[0].resolve()

@@ -71,5 +71,5 @@ def _head(column: Column) -> str:
 def _number(cell: Cell) -> str:
     number = cell.text.replace("±", r"\pm")
     text = "--" if "–" in number else rf"$\mathbf{{{number}}}$" if cell.best else f"${number}$"
-    # The remark is how many cases have a value.
+    # The remark is how many cases or patients have a value.
     return f"{text} ({escape(cell.remark)})" if cell.remark else text

@@ -151,6 +151,7 @@ def summary_table(scores: Scores, region: str) -> Table:
     heads = columns(scores)
     rows = {(row.method, row.metric): row for row in scores.summary if row.region == region and not row.cohort}
     methods = unique(method for method, _ in rows)
+    most = max((row.n for row in rows.values()), default=0)
     best = {head.metric: _best([rows.get((m, head.metric)) for m in methods]) for head in heads}
     cells = []
     for method in methods:
@@ -164,6 +165,8 @@ def summary_table(scores: Scores, region: str) -> Table:
             if row.sd is not None:
                 text += f" ± {number(row.sd, row.unit)}"
             remark = f"{row.cases} of {row.cases + row.undefined} cases" if row.undefined else ""
+            if row.n < most and not remark:
+                remark = f"{row.n} patient{'s' if row.n != 1 else ''}"
             line.append(Cell(text, row.mean is not None and row.mean == best[head.metric], remark))
         cells.append((method, line))
     return Table(region, heads, cells)

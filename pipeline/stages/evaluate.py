@@ -105,7 +105,7 @@ def _check(config: Config) -> None:
             allowed="input=TRANSLATION, or prediction=... reference=...",
         )
     if config.prediction and not config.reference:
-        raise ConfigError("prediction=... needs reference=...")
+        raise ConfigError("prediction=PLACE needs reference=PLACE")
     if config.input and (config.reference or config.mask or config.prediction_labels or config.reference_labels):
         raise ConfigError("reference=... and mask=... belong to prediction=...; a translation record names its own")
     if bool(config.prediction_labels) != bool(config.reference_labels):

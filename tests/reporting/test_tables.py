@@ -59,6 +59,12 @@ def test_one_method_alone_is_not_the_best_and_undefined_is_counted():
     assert [(c.text, c.remark) for c in cells] == [("5.0", ""), ("–", "the region is empty")]
 
 
+def test_a_method_with_fewer_patients_says_how_many():
+    rows = [row(m, "mae", 5.0, case=c, patient=c) for m, cases in (("a", "xyz"), ("b", "xy")) for c in cases]
+    table = summary_table(result(rows), "body")
+    assert [cell.remark for _, (cell,) in table.rows] == ["", "2 patients"]
+
+
 def test_mask_is_the_first_region_and_body_the_fallback():
     rows = [row("a", "mae", 1.0, region=r) for r in ("whole", "body", "mask")]
     assert regions(result(rows)) == ["mask", "body", "whole"]
