@@ -61,7 +61,7 @@ class Agreement:
         columns = max(3, len(names))
         figure = new_figure(max(_WIDTH_IN, _PANEL_IN * columns), 5.6, theme, dpi=110)
         figure.set_layout_engine("none")
-        grid = figure.add_gridspec(2, columns, left=0.075, right=0.995, top=0.94, bottom=0.09, wspace=0.28, hspace=0.38)
+        grid = figure.add_gridspec(2, columns, left=0.075, right=0.985, top=0.94, bottom=0.09, wspace=0.28, hspace=0.38)
         for column, name in enumerate(names):
             first = column == 0
             above, below = figure.add_subplot(grid[0, column]), figure.add_subplot(grid[1, column])

@@ -231,7 +231,7 @@ def continuity(case: PictureCase, methods: list[str], theme: Theme) -> Figure:
 
 
 def at_a_glance(scores: Scores, region: str, heads: list[Column], theme: Theme) -> Figure:
-    """Draw every case as a line from method to method, one small plot per metric."""
+    """Draw every case as a line from method to method, a small plot for each of the first six metrics."""
     names = unique(score.method for score in scores.scores)
     methods = [name for name in names if name != SOURCE]
     shown = heads[:6]

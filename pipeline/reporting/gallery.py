@@ -98,8 +98,8 @@ class Gallery:
     def overview(self, region: str) -> list[Picture]:
         """Draw what the scores of all cases say, whether or not their volumes are at hand."""
         heads = columns(self.scores)
-        alt = f"Scores of every case in region {region}, one small plot per metric."
-        caption = "Each grey line is one case, followed from method to method."
+        alt = f"Scores of every case in region {region}, a small plot for each of the first metrics."
+        caption = "Each grey line is one case, followed from method to method, by the first metrics of the profile."
         pictures = [
             self._chart(lambda theme: at_a_glance(self.scores, region, heads, theme), "all_cases", alt, caption)
         ]

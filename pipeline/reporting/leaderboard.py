@@ -8,6 +8,7 @@ from pipeline.records import Comparison, Scores, Summary, unique
 from pipeline.reporting.tables import Column, columns, number, regions
 
 SIGNIFICANT = 0.05
+_NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,20 @@ class Board:
     def title(self) -> str:
         """Region and cohort in words."""
         return f"Region {self.region}" + (f", cohort {self.cohort}" if self.cohort else "")
+
+
+@dataclass(frozen=True)
+class Family:
+    """The comparisons of one board; ``note`` is what all of them say, and then not said again in the rows."""
+
+    title: str
+    note: str
+    rows: list[Verdict]
+
+    @property
+    def tested(self) -> bool:
+        """Whether any of them has a p-value."""
+        return any(row.p != _NONE for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -123,14 +138,21 @@ def _best(rows: list[Summary]) -> float | None:
     return min(means) if rows[0].better == "lower" else max(means)
 
 
-def verdicts(scores: Scores, region: str, cohort: str = "") -> list[Verdict]:
-    """Return the comparisons of methods for one region and cohort, metric by metric."""
+def families(scores: Scores) -> list[Family]:
+    """Return the comparisons of methods in the order of `boards`, each metric by metric; empty ones are left out."""
     titles = {head.metric: head.title for head in columns(scores)}
-    rows = [row for row in scores.comparisons if row.region == region and row.cohort == cohort]
-    return [_verdict(row, titles.get(row.metric, row.metric)) for row in rows]
+    made = []
+    for board in boards(scores):
+        rows = [row for row in scores.comparisons if (row.region, row.cohort) == (board.region, board.cohort)]
+        notes = {row.note for row in rows}
+        note = notes.pop() if len(notes) == 1 else ""
+        verdicts = [_verdict(row, titles.get(row.metric, row.metric), row.note if not note else "") for row in rows]
+        if verdicts:
+            made.append(Family(board.title, note, verdicts))
+    return made
 
 
-def _verdict(row: Comparison, title: str) -> Verdict:
+def _verdict(row: Comparison, title: str, note: str) -> Verdict:
     sign = "+" if row.difference is not None and row.difference > 0 else ""
     return Verdict(
         metric=title,
@@ -139,14 +161,14 @@ def _verdict(row: Comparison, title: str) -> Verdict:
         difference=_signed(f"{sign}{number(row.difference, row.unit)} {row.unit}".strip()),
         p=_p(row.p),
         p_holm=_p(row.p_holm),
-        note=row.note,
+        note=note,
         significant=row.p_holm is not None and row.p_holm < SIGNIFICANT,
     )
 
 
 def _p(value: float | None) -> str:
     if value is None:
-        return "–"
+        return _NONE
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

@@ -17,7 +17,7 @@ from pipeline import __version__
 from pipeline.artifacts import atomic_path
 from pipeline.metrics.statistics import METHOD
 from pipeline.records import Scores, unique
-from pipeline.reporting.leaderboard import SIGNIFICANT, boards, verdicts
+from pipeline.reporting.leaderboard import SIGNIFICANT, boards, families
 from pipeline.reporting.tables import SOURCE, case_table, columns, number, regions
 
 _WIDE = 1000  # pixels
@@ -108,7 +108,6 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
     names = regions(scores)
     tables = boards(scores)
     titles = scores.profile.get("metrics", {})
-    compared = [(board.title, verdicts(scores, board.region, board.cohort)) for board in tables]
     methods = unique(s.method for s in scores.scores)
     return environment.get_template("report.html.j2").render(
         css=Markup(css),  # noqa: S704 - our own files
@@ -128,7 +127,7 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
         intervals=any(entry.interval for board in tables for row in board.rows for entry in row.entries),
         quartiles=any(entry.quartiles for board in tables for row in board.rows for entry in row.entries),
         sets=[(s, titles.get(s.metric, {}).get("title", s.metric), number(s.value, s.unit)) for s in scores.sets],
-        comparisons=[(name, rows) for name, rows in compared if rows],
+        comparisons=families(scores),
         significant=SIGNIFICANT,
         statistics=METHOD,
         filmed=filmed,

@@ -111,10 +111,10 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def photo_bytes(image: Image.Image, quality: int = 72) -> tuple[str, bytes]:
-    """Return media type and bytes for a picture of anatomy: JPEG."""
+    """Return media type and bytes for a picture of anatomy: WebP, two thirds of a JPEG that looks the same."""
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=quality, optimize=True, progressive=True, subsampling=0)
-    return "image/jpeg", buffer.getvalue()
+    image.save(buffer, format="WEBP", quality=quality, method=4)
+    return "image/webp", buffer.getvalue()
 
 
 def chart_bytes(image: Image.Image) -> tuple[str, bytes]:

@@ -4,7 +4,7 @@ import pytest
 from board_scores import board_scores
 
 from pipeline.records import Score
-from pipeline.reporting.leaderboard import boards, verdicts
+from pipeline.reporting.leaderboard import boards, families
 
 
 def entry(board, method, title):
@@ -57,9 +57,9 @@ def test_cohorts_have_boards_of_their_own():
 
 
 def test_verdicts_name_the_pair_and_who_is_lower():
-    rows = verdicts(board_scores(), "mask")
+    rows = families(board_scores())[0].rows
     first = next(row for row in rows if (row.metric, row.pair) == ("MAE", "source − a"))
     assert (first.n, first.difference[0], first.significant) == (8, "+", True)
     assert float(first.p_holm) > float(first.p) == pytest.approx(2 / 2**8, abs=5e-4)
-    few = verdicts(board_scores(patients=3), "mask")[0]
-    assert (few.p, few.significant) == ("–", False) and "no test" in few.note
+    few = families(board_scores(patients=3))[0]
+    assert not few.tested and few.note.startswith("no test") and {row.note for row in few.rows} == {""}

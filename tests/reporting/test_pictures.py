@@ -45,7 +45,7 @@ def test_panels_have_one_column_per_volume(full):
     assert titles[:3] == ["source", "a", "target"]
     assert len(figure.axes) == (4 * 2 * 3 + 2 if full else 2 * 3 + 1)
     media, content = photo_bytes(image)
-    assert media == "image/jpeg" and content[:2] == b"\xff\xd8"
+    assert media == "image/webp" and content[8:12] == b"WEBP"
 
 
 def test_source_in_another_unit_has_a_scale_of_its_own_and_no_difference():
