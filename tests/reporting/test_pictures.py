@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from board_scores import board_scores
 from picture_case import SHAPE, picture
 
-from pipeline.reporting.figures import Histogram, continuity, panels, profile
+from pipeline.reporting.figures import Histogram, continuity, panels, profile, tissue_columns, tissues
 from pipeline.reporting.pictures import centre, views
 from pipeline.reporting.style import LIGHT, chart_bytes, label, photo_bytes, rasterise
+from pipeline.reporting.tables import columns
 
 
 def test_views_lie_in_the_region_and_keep_millimetres():
@@ -76,6 +78,24 @@ def test_histogram_counts_every_voxel_and_adds_up():
     histogram.add(case)
     assert histogram.counts["a"][-1] == histogram.voxels["a"] == 2 * case.region.sum()
     assert histogram.near["a"] == 0
+
+
+def test_bars_by_tissue_are_the_means_of_the_summary():
+    scores = board_scores()
+    figure = tissues(scores, "mask", columns(scores), LIGHT)
+    mae, me = figure.axes
+    assert [text.get_text() for text in mae.get_xticklabels()] == ["air", "soft tissue", "bone"]
+    assert (mae.get_title("left"), me.get_title("left")) == ("MAE by tissue [HU]", "ME by tissue [HU]")
+    means = {row.mean for row in scores.summary if row.region == "mask" and row.metric.startswith("mae_")}
+    assert {bar.get_height() for bar in mae.patches} == means and len(means) == 9
+    assert tissue_columns(columns(board_scores(tissues=False))) == {}
+
+
+def test_range_of_an_unknown_unit_is_that_of_the_target():
+    target = np.linspace(0, 1000, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+    low, high = picture(np.ones(SHAPE, bool), target=target).target_range
+    assert low == 0 and high == pytest.approx(999, abs=0.1)
+    assert picture(np.zeros(SHAPE, bool)).target_range == (0, 1)
 
 
 def test_labels_are_short_and_visible():

@@ -5,13 +5,14 @@ import hashlib
 import json
 import re
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 from scored_case import make_translation, settings
 
 from pipeline.errors import ConfigError
-from pipeline.records import Scores, unique
+from pipeline.records import Scores, SetScore, unique
 from pipeline.reporting.gallery import file_name
 from pipeline.stages import evaluate, report
 
@@ -116,6 +117,8 @@ def test_content(page):
         assert text in html
     assert "Pictures show 1 of 2 cases" in html
     assert "<strong>10.0 ± 0.0</strong>" in html
+    for name in ("comparisons.csv", "summary.tex"):
+        assert (page.parent / "tables" / name).stat().st_size > 100
     summary = (page.parent / "tables/summary.csv").read_text()
     assert summary.count(",mask,mae,") == 3
     figures = {p.name for p in (page.parent / "figures").glob("*.png")}
@@ -135,6 +138,25 @@ def test_films_share_what_the_pictures_leave(scored, tmp_path):
     pictures = sum(map(len, re.findall(r'data:image/[^"]*', html)))
     assert len(films) == 2 and all(films)
     assert sum(films) + pictures <= 1.0e6 + 0.13e6  # the charts over all cases come last
+
+
+def test_page_prints_the_whole_profile(page, scored):
+    words = unescape(re.sub(r"<[^>]+>", " ", page.read_text()))
+    profile = Scores.load(scored / "s1").profile
+    for key in ("title", "note", "comparable", "dimension", "normalisation", "mask", "window"):
+        assert profile[key] in words, key
+    for entry in profile["metrics"].values():
+        assert entry["title"] in words and entry["definition"] in words
+
+
+def test_sets_of_slices_have_a_table(scored, tmp_path):
+    row = SetScore(method=HOSTILE, region="mask", metric="frechet_somehow", value=1.5, n=20, unit="", better="lower")
+    scores = Scores.load(scored / "s2").model_copy(update={"sets": [row], "translations": []})
+    scores.save(tmp_path)
+    report.run(settings(input=[tmp_path], output=tmp_path / "r"))
+    words = (tmp_path / "r/report.html").read_text()
+    assert "Between two sets of slices" in words and "frechet_somehow" in words and ">1.5000<" in words
+    assert HOSTILE not in words
 
 
 def test_finished_report_is_left_alone(page, scored, capsys):
