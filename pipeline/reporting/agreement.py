@@ -24,7 +24,7 @@ _LIMIT = 1.96
 
 
 class Agreement:
-    """Counts of (target, prediction) and of (mean, difference) per method: ``add`` cases, then ``draw``."""
+    """Counts of (target, prediction) and of (mean, difference) per method: ``add`` or ``merge``, then ``draw``."""
 
     def __init__(self, unit: str, limits: tuple[float, float], difference: float) -> None:
         """Take the unit, the range of values and the end of the symmetric range of differences, in that unit."""
@@ -47,6 +47,15 @@ class Agreement:
             _add(self.spread, name, _counts(mean, self.values, difference, self.differences))
             exact = difference.astype(np.float64)
             _add(self.moments, name, np.array([exact.size, exact.sum(), np.square(exact).sum()]))
+
+    def merge(self, other: Agreement) -> None:
+        """Add what another one counted, with the same ranges."""
+        for own, added in zip(self._totals(), other._totals(), strict=True):
+            for name, counts in added.items():
+                _add(own, name, counts)
+
+    def _totals(self) -> tuple[dict[str, NDArray], ...]:
+        return self.joint, self.spread, self.moments
 
     def limits(self, name: str) -> tuple[float, float] | None:
         """Return bias and half the width of the limits of agreement; None below two voxels."""

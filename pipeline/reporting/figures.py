@@ -150,7 +150,7 @@ def _chart(theme: Theme, legend_rows: int = 0) -> tuple[Figure, Axes]:
 
 
 class Histogram:
-    """Counts of differences per method, which add up over cases: ``add`` a case, then ``draw``."""
+    """Counts of differences per method, which add up over cases: ``add`` a case or ``merge``, then ``draw``."""
 
     def __init__(self, unit: str, limit: float) -> None:
         self.unit, self.limit = unit, limit
@@ -167,6 +167,13 @@ class Histogram:
             self.counts[name] = self.counts.get(name, np.zeros(_BIN_COUNT, np.int64)) + counts
             self.near[name] = self.near.get(name, 0) + int((np.abs(errors) <= NEAR_HU).sum())
             self.voxels[name] = self.voxels.get(name, 0) + errors.size
+
+    def merge(self, other: Histogram) -> None:
+        """Add what another one counted, with the same limits."""
+        for name, counts in other.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + counts
+            self.near[name] = self.near.get(name, 0) + other.near[name]
+            self.voxels[name] = self.voxels.get(name, 0) + other.voxels[name]
 
     def draw(self, methods: list[str], theme: Theme) -> Figure:
         """Draw all methods over one another on a logarithmic axis, the band of ±50 HU shaded."""
@@ -250,7 +257,7 @@ def at_a_glance(scores: Scores, region: str, heads: list[Column], theme: Theme) 
             for x, (name, value) in enumerate(zip(names, y, strict=True)):
                 colour = line_style(name, methods, theme)["color"]
                 axes.plot(x, value, marker="o", markersize=4, color=colour, markeredgewidth=0, zorder=2)
-        short = [label(name, 18) for name in names]
+        short = [label(name, max(6, 54 // len(names))) for name in names]
         axes.set_xticks(range(len(names)), labels=short, parse_math=False)
         axes.set_xlim(-0.4, len(names) - 0.6)
     return figure

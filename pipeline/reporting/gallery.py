@@ -55,6 +55,7 @@ class Gallery:
         self.notes: list[str] = []
         self.files: dict[str, dict[str, CaseFiles]] = {}
         self.show_source = False
+        self.counted: list[tuple[Histogram, Agreement]] = []  # of every drawn case
 
     def _set_range(self, low: float, high: float) -> None:
         self.limits = (low, high)
@@ -68,7 +69,6 @@ class Gallery:
         for region in regions(self.scores)[:1]:
             pictures.overview += self.overview(region)
         chosen = self._choose()
-        pooled = agreement = None
         for place, (case, rank) in enumerate(track(list(chosen.items()), "Drawing", len(chosen))):
             try:
                 loaded = load_picture(
@@ -79,20 +79,11 @@ class Gallery:
                 self.notes.append(f"No pictures of case '{case}': {reason}")
                 continue
             self.notes += loaded.notes
-            if pooled is None or agreement is None:
-                if self.unit != "HU" and not self.scores.profile.get("clip"):
-                    self._set_range(*loaded.target_range)
-                pooled, agreement = self._histogram(), self._agreement()
-            pooled.add(loaded)
-            agreement.add(loaded)
+            if not pictures.cases and self.unit != "HU" and not self.scores.profile.get("clip"):
+                self._set_range(*loaded.target_range)
             pictures.cases.append(self.case_page(loaded, rank, self.bytes_left // (len(chosen) - place)))
-        if pooled and agreement and len(pictures.cases) > 1:
-            shown = f"over the {len(pictures.cases)} cases that are shown"
-            alt = f"Histogram of the differences to the target {shown}."
-            chart = self._chart(lambda theme: pooled.draw(self.methods, theme), "differences", alt, f"Taken {shown}.")
-            pictures.overview.append(chart)
-            alt = f"Joint histograms and Bland-Altman plots {shown}."
-            pictures.overview.append(self._chart(agreement.draw, "agreement", alt, f"{_AGREEMENT} Taken {shown}."))
+        if len(self.counted) > 1:
+            pictures.overview += self._pooled()
         return pictures
 
     def overview(self, region: str) -> list[Picture]:
@@ -111,6 +102,18 @@ class Gallery:
         elif self.unit == "HU":
             self.notes.append("The profile has no metrics of single tissues, so there are no bars by tissue.")
         return pictures
+
+    def _pooled(self) -> list[Picture]:
+        """Draw what the voxels of all drawn cases say together."""
+        pooled, agreement = self._histogram(), self._agreement()
+        for own, other in self.counted:
+            pooled.merge(own)
+            agreement.merge(other)
+        shown = f"over the {len(self.counted)} cases that are shown"
+        alt = f"Histogram of the differences to the target {shown}."
+        chart = self._chart(lambda theme: pooled.draw(self.methods, theme), "differences", alt, f"Taken {shown}.")
+        alt = f"Joint histograms and Bland-Altman plots {shown}."
+        return [chart, self._chart(agreement.draw, "agreement", alt, f"{_AGREEMENT} Taken {shown}.")]
 
     def _find_volumes(self) -> None:
         for place in self.scores.translations:
@@ -190,6 +193,7 @@ class Gallery:
         own, agreement = self._histogram(), self._agreement()
         own.add(case)
         agreement.add(case)
+        self.counted.append((own, agreement))
         charts = [
             self._chart(
                 lambda theme: own.draw(self.methods, theme),

@@ -22,7 +22,7 @@ from pipeline.reporting.tables import SOURCE, case_table, columns, number, regio
 
 _WIDE = 1000  # pixels
 _TEMPLATES = Path(__file__).parent / "templates"
-_PAGE = ("page_theme.js", "page_sort.js")
+_PAGE = ("page_theme.js", "page_tables.js")
 _FILM = ("film.js", "film_plane.js", "film_pane.js", "film_scales.js", "film_player.js", "film_input.js")
 
 

@@ -14,18 +14,23 @@ LIMITS = (-1024.0, 3071.0)
 
 def test_limits_of_agreement_are_those_of_all_voxels_of_all_cases():
     rng = np.random.default_rng(3)
-    agreement = Agreement("HU", LIMITS, 500)
+    agreement, merged = Agreement("HU", LIMITS, 500), Agreement("HU", LIMITS, 500)
     differences = []
     for scale in (20, 60):
         target = rng.normal(0, 100, SHAPE).astype(np.float32)
         case = picture(target=target, volumes={"a": target + rng.normal(7, scale, SHAPE).astype(np.float32)})
         agreement.add(case)
+        alone = Agreement("HU", LIMITS, 500)
+        alone.add(case)
+        merged.merge(alone)
         differences.append(case.errors_inside("a"))
     pooled = np.concatenate(differences).astype(float)
     bias, half = agreement.limits("a")
     assert bias == pytest.approx(pooled.mean())
     assert half == pytest.approx(1.96 * pooled.std(ddof=1))
     assert agreement.joint["a"].sum() == agreement.spread["a"].sum() == pooled.size
+    assert merged.limits("a") == agreement.limits("a")
+    assert np.array_equal(merged.joint["a"], agreement.joint["a"])
 
 
 @settings(max_examples=30, deadline=None)

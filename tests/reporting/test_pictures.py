@@ -78,6 +78,10 @@ def test_histogram_counts_every_voxel_and_adds_up():
     histogram.add(case)
     assert histogram.counts["a"][-1] == histogram.voxels["a"] == 2 * case.region.sum()
     assert histogram.near["a"] == 0
+    pooled = Histogram("HU", 500)
+    pooled.merge(histogram)
+    pooled.merge(histogram)
+    assert pooled.counts["a"][-1] == pooled.voxels["a"] == 4 * case.region.sum()
 
 
 def test_bars_by_tissue_are_the_means_of_the_summary():

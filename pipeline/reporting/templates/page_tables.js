@@ -1,4 +1,4 @@
-// Tables that a reader sorts: a button in every head, the best first, undefined values last.
+// Tables: a reader sorts them by a button in every head, the best first, undefined values last; a cut edge shows.
 
 class SortableTable {
   constructor(table) {
@@ -42,4 +42,13 @@ class SortableTable {
   }
 }
 
+/** Fade the edge behind which a wide table goes on. */
+function watchEdge(board) {
+  const scroll = board.querySelector(".scroll");
+  const look = () => board.classList.toggle("more", scroll.scrollLeft + scroll.clientWidth < scroll.scrollWidth - 1);
+  scroll.addEventListener("scroll", look, { passive: true });
+  new ResizeObserver(look).observe(scroll);
+}
+
 for (const table of document.querySelectorAll("table.sortable")) new SortableTable(table);
+for (const board of document.querySelectorAll(".board")) watchEdge(board);
