@@ -18,7 +18,7 @@ from pipeline.artifacts import atomic_path
 from pipeline.metrics.statistics import METHOD
 from pipeline.records import Scores, unique
 from pipeline.reporting.leaderboard import SIGNIFICANT, boards, families
-from pipeline.reporting.tables import SOURCE, case_table, columns, number, regions
+from pipeline.reporting.tables import SOURCE, case_table, columns, regions
 
 _WIDE = 1000  # pixels
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -126,7 +126,7 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
         tables=tables,
         intervals=any(entry.interval for board in tables for row in board.rows for entry in row.entries),
         quartiles=any(entry.quartiles for board in tables for row in board.rows for entry in row.entries),
-        sets=[(s, titles.get(s.metric, {}).get("title", s.metric), number(s.value, s.unit)) for s in scores.sets],
+        sets=[(s, titles.get(s.metric, {}).get("title", s.metric), _digits(s.value)) for s in scores.sets],
         comparisons=families(scores),
         significant=SIGNIFICANT,
         statistics=METHOD,
@@ -137,6 +137,11 @@ def render(scores: Scores, pictures: Pictures, *, title: str, notes: list[str], 
         notes=notes,
         settings=json.dumps(settings, indent=2, ensure_ascii=False, default=str),
     )
+
+
+def _digits(value: float | None) -> str:
+    """Format a distance between sets, whose size nobody knows beforehand."""
+    return "–" if value is None else f"{value:.4g}"
 
 
 def _read(*names: str) -> str:

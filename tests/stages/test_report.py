@@ -155,8 +155,22 @@ def test_sets_of_slices_have_a_table(scored, tmp_path):
     scores.save(tmp_path)
     report.run(settings(input=[tmp_path], output=tmp_path / "r"))
     words = (tmp_path / "r/report.html").read_text()
-    assert "Between two sets of slices" in words and "frechet_somehow" in words and ">1.5000<" in words
+    assert "Between two sets of slices" in words and "frechet_somehow" in words and ">1.5<" in words
     assert HOSTILE not in words
+
+
+def test_volumes_of_another_unit_are_shown_over_the_range_of_the_target(scored, tmp_path):
+    scores = Scores.load(scored / "s1")
+    profile = {key: value for key, value in scores.profile.items() if key != "clip"} | {"unit": "a.u."}
+    scores.model_copy(update={"profile": profile}).save(tmp_path)
+    report.run(settings("report.cases=1", "report.panels=1", input=[tmp_path], output=tmp_path / "r"))
+    words = (tmp_path / "r/report.html").read_text()
+    film = json.loads(re.search(r'class="film-header">(.*?)</script>', words, re.DOTALL).group(1))
+    ((name, level, width),) = film["windows"]
+    target = next(track for track in film["tracks"] if track["kind"] == "target")
+    assert (name, target["low"], target["unit"]) == ("range", level - width / 2, "a.u.")
+    assert -1100 < target["low"] < -50 and film["difference_end"] == pytest.approx(width / 10)
+    assert "no bars by tissue" not in words
 
 
 def test_finished_report_is_left_alone(page, scored, capsys):
