@@ -7,6 +7,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.losses.reconstruction import masked_l1
+from pipeline.models.adam import Adam
 from pipeline.models.translator import Batch, Translator, Update, evaluating, total_loss, warm_cosine
 
 SLICES_AT_ONCE = 2  # in translate; bounds the memory, and more were no faster
@@ -118,4 +119,4 @@ class Regression(Translator):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam; its learning rate is set before each step."""
-        return torch.optim.Adam(self.network.parameters(), lr=self.learning_rate, fused=True)
+        return Adam(self.network.parameters(), self.learning_rate)

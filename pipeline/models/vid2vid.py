@@ -21,6 +21,7 @@ from pipeline.losses.feature_matching import feature_matching
 from pipeline.losses.flow import FLOW_TERMS, composition_terms
 from pipeline.losses.reconstruction import masked_l1
 from pipeline.losses.registration import RegistrationLoss
+from pipeline.models.adam import Adam
 from pipeline.models.reference_flow import References, references
 from pipeline.models.translator import Batch, Translator, Update, evaluating, frozen, grown, linear_decay, total_loss
 from pipeline.models.vid2vid_checks import check_clips, check_settings
@@ -391,9 +392,7 @@ class Vid2Vid(Translator):
         """Adam for the generator, the image discriminator, each temporal discriminator, and the flow network."""
         networks = [self.generator, self.image_discriminator, *self.temporal_discriminators]
         betas = (0.0, 0.9) if self.two_time_scales else (0.5, 0.999)
-        optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Adam(n.parameters(), lr=self.learning_rate, betas=betas, fused=True) for n in networks
-        ]
+        optimizers = [Adam(network.parameters(), self.learning_rate, betas) for network in networks]
         if self.flow_network is not None:
-            optimizers.append(torch.optim.Adam(self.flow_network.parameters(), lr=self.learning_rate_flow, fused=True))
-        return optimizers
+            optimizers.append(Adam(self.flow_network.parameters(), self.learning_rate_flow))
+        return list(optimizers)
