@@ -74,15 +74,18 @@ class EfficientNetLite0Features(nn.Module):
 
     def _convolve(self, name: str, hidden: torch.Tensor, stride: int = 1, groups: int = 1) -> torch.Tensor:
         weight: torch.Tensor = getattr(self, f"{name}_weight")
-        size = weight.shape[-1]
-        if size > 1:
+        size, padding = weight.shape[-1], 0
+        if stride == 1:
+            padding = size // 2
+        else:
             # TensorFlow's SAME: the odd pixel of padding goes to the lower and right edge.
             pads: list[int] = []
             for length in (hidden.shape[-1], hidden.shape[-2]):
                 total = max((-(-length // stride) - 1) * stride + size - length, 0)
                 pads += [total // 2, total - total // 2]
             hidden = F.pad(hidden, pads)
-        return F.conv2d(hidden, weight, getattr(self, f"{name}_bias"), stride=stride, groups=groups)
+        bias: torch.Tensor = getattr(self, f"{name}_bias")
+        return F.conv2d(hidden, weight, bias, stride=stride, padding=padding, groups=groups)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return five stages of features for (batch, 3, height, width) in [-1, 1]; channels ``STAGE_CHANNELS``."""
