@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.metrics.pair import Pair
 
 K1, K2 = 0.01, 0.03
+_BLOCK = 1 << 13  # voxels at a time, so that what is computed of them stays in the processor's cache
 Planes = tuple[NDArray[np.float64], NDArray[np.float64]]
 Box = tuple[slice, slice, slice]
 
@@ -55,12 +56,17 @@ class Window:
         """Whether all weights are equal, so that sums can run."""
         return min(self.taps) == max(self.taps)
 
-    def in_plane(self, fields: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Average (rows, columns, fields) in the plane; what lies within the border depends on padding."""
+    @property
+    def missing(self) -> float:
+        """What sums over slices have to be divided by: running sums of uniform windows are not weighted yet."""
+        return float(self.depth) if self.uniform else 1.0
+
+    def in_plane(self, field: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Average (rows, columns) in the plane; what lies within the border depends on padding."""
         if self.uniform:
-            return np.asarray(cv2.boxFilter(fields, -1, (len(self.taps),) * 2), np.float64)
+            return np.asarray(cv2.boxFilter(field, -1, (len(self.taps),) * 2), np.float64)
         weights = np.array(self.taps)
-        return np.asarray(cv2.sepFilter2D(fields, -1, weights, weights), np.float64)
+        return np.asarray(cv2.sepFilter2D(field, -1, weights, weights), np.float64)
 
 
 def window_for(kind: Literal["uniform", "gaussian"], *, flat: bool) -> Window:
@@ -89,10 +95,9 @@ def prepared(pair: Pair, box: Box, clip: tuple[float, float] | None, outside: st
             without = ~pair.mask[k, box[1], box[2]]
         planes = []
         for volume in (pair.prediction, pair.reference):
-            plane = volume[k, box[1], box[2]].astype(np.float64)
+            plane = np.subtract(volume[k, box[1], box[2]], clip[0] if clip else 0, dtype=np.float64)
             if clip is not None:
-                np.clip(plane, *clip, out=plane)
-                plane -= clip[0]
+                np.clip(plane, 0, clip[1] - clip[0], out=plane)
             if without is not None:
                 np.copyto(plane, 0, where=without)
             planes.append(plane)
@@ -110,45 +115,49 @@ def similarity(
         window: Over which means and variances are taken.
         data_range: R in C1 = (0.01 R)² and C2 = (0.03 R)².
     """
-    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    # Fields are `depth` times the means; constants are scaled to that instead of every voxel's values.
+    depth = window.missing
+    c1 = (K1 * data_range * depth) ** 2
+    c2 = (K2 * data_range * depth) ** 2 / window.correction
     for k, fields in enumerate(_along_slices(films, window), start=window.depth // 2):
         chosen = np.flatnonzero(kept[k])
         if not chosen.size:
             continue
-        local = window.in_plane(fields).reshape(-1, 4).take(chosen, axis=0)
-        mean_p, mean_r, squares, product = np.ascontiguousarray(local.T)
-        both = mean_p * mean_r
-        mean_squares = mean_p * mean_p + mean_r * mean_r
-        variances = window.correction * (squares - mean_squares)
-        covariance = window.correction * (product - both)
-        yield (2 * both + c1) / (mean_squares + c1), (2 * covariance + c2) / (variances + c2)
+        averaged = [window.in_plane(field).ravel() for field in fields]
+        for start in range(0, chosen.size, _BLOCK):
+            mean_p, mean_r, squares, product = (field.take(chosen[start : start + _BLOCK]) for field in averaged)
+            both = mean_p * mean_r
+            mean_squares = mean_p * mean_p + mean_r * mean_r
+            covariance = depth * product - both
+            variances = depth * squares - mean_squares
+            yield (2 * both + c1) / (mean_squares + c1), (2 * covariance + c2) / (variances + c2)
 
 
 def _along_slices(films: Iterable[Planes], window: Window) -> Iterator[NDArray[np.float64]]:
-    """Yield means over the window's slices of p, r, p² + r² and p r, as (rows, columns, 4); valid until the next."""
+    """Yield `Window.missing` times the means over the window's slices of p, r, p² + r² and p r, as (4, rows, columns).
+
+    They are valid until the next. Uniform windows take differences of sums that run through the film, of which those
+    of whole numbers are exact; others weigh a ring of planes.
+    """
     depth = window.depth
-    ring = total = mean = None
+    ring = mean = None
     for k, (p, r) in enumerate(films):
-        if ring is None or total is None or mean is None:
-            ring = np.empty((depth, *p.shape, 4))
-            total, mean = np.zeros((*p.shape, 4)), np.empty((*p.shape, 4))
-        place = ring[k % depth]
-        if window.uniform and k >= depth:
-            total -= place
-        place[..., 0], place[..., 1] = p, r
-        np.multiply(p, r, out=place[..., 3])
-        np.multiply(p, p, out=p)
-        np.multiply(r, r, out=r)
-        np.add(p, r, out=place[..., 2])
-        if window.uniform:
-            total += place
+        if ring is None or mean is None:
+            ring, mean = np.zeros((depth + 1, 4, *p.shape)), np.empty((4, *p.shape))
+        place, before = ring[k % (depth + 1)], ring[(k - 1) % (depth + 1)]
+        # The oldest plane of sums makes room for the newest once it has been subtracted; at first it is 0.
+        for field, values in enumerate((p, r, p * p + r * r, p * r)):
+            if window.uniform:
+                np.add(before[field], values, out=place[field])
+            else:
+                place[field] = values
         if k < depth - 1:
             continue
         if window.uniform:
-            # Sums, not means, run on: those of whole numbers are exact, so nothing drifts.
-            yield np.multiply(total, 1 / depth, out=mean)
+            yield np.subtract(place, ring[(k + 1) % (depth + 1)], out=mean)
         else:
-            yield np.einsum("d,drcf->rcf", np.roll(window.taps, (k + 1) % depth), ring, out=mean)
+            newest_last = np.roll([0.0, *((1.0,) if window.flat else window.taps)], (k + 1) % (depth + 1))
+            yield np.einsum("d,dfrc->frc", newest_last, ring, out=mean)
 
 
 def inner(mask: NDArray[np.bool_] | None, shape: tuple[int, ...], window: Window) -> NDArray[np.bool_]:
