@@ -126,7 +126,7 @@ def _resident(key: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", type=int, nargs=3, default=[100, 256, 256])
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--ct", type=Path)
     parser.add_argument("--kind", choices=KINDS)
     parser.add_argument("--region", choices=["body", "whole"], default="body")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     if arguments.kind:
         one(arguments)
         return

@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import intervals
+import metrics
 import reference_flow
 
 MINIATURE = [
@@ -55,3 +56,10 @@ def test_intervals_print_a_share_per_number_of_patients(capsys):
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert [int(row[0]) for row in rows] == list(intervals.PATIENTS)
     assert all(0.5 < float(cell.rstrip("%")) / 100 <= 1 for row in rows for cell in row[1:])
+
+
+def test_metrics_agree_with_their_plain_transcription_and_take_less_memory(capsys):
+    metrics.main(["--rounds", "1", "--shape", "40", "98", "97"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["body", "whole"]
+    assert all(0 < float(row[7]) < float(row[6]) for row in rows)
