@@ -61,8 +61,12 @@ def network_images(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the slices of prediction and reference that meet the region, the range mapped to [-1, 1]."""
     films = prepared(pair, whole(pair), clip, outside)
-    kept = [planes for k, planes in enumerate(films) if pair.mask is None or pair.mask[k].any()]
-    predicted, real = ((np.stack(side) * (2 / data_range) - 1).astype(np.float32) for side in zip(*kept, strict=True))
+    kept = [
+        [(plane * (2 / data_range) - 1).astype(np.float32) for plane in planes]
+        for k, planes in enumerate(films)
+        if pair.mask is None or pair.mask[k].any()
+    ]
+    predicted, real = (np.stack(side) for side in zip(*kept, strict=True))
     return predicted, real
 
 

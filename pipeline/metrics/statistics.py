@@ -87,7 +87,8 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
     # Sorted: the resamples then do not depend on the order of the cases.
     x = np.sort(np.asarray(values, np.float64))
     deviations = x - x.mean()
-    if not (deviations**3).any():  # equal values
+    # Equal as far as floats can tell: the rounded mean of equal values may lie beside them.
+    if not x[0] < x.mean() < x[-1] or not (deviations**3).any():
         return float(x[0]), float(x[-1])
     if n > BOOTSTRAP_PATIENTS:
         reach = float(ndtri((1 + LEVEL) / 2) * x.std(ddof=1) / np.sqrt(n))

@@ -61,12 +61,14 @@ class Window:
         """What sums over slices have to be divided by: running sums of uniform windows are not weighted yet."""
         return float(self.depth) if self.uniform else 1.0
 
-    def in_plane(self, field: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Average (rows, columns) in the plane; what lies within the border depends on padding."""
+    def in_plane(self, field: NDArray[np.float64], out: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Average (rows, columns) in the plane into ``out``; what lies within the border depends on padding."""
         if self.uniform:
-            return np.asarray(cv2.boxFilter(field, -1, (len(self.taps),) * 2), np.float64)
-        weights = np.array(self.taps)
-        return np.asarray(cv2.sepFilter2D(field, -1, weights, weights), np.float64)
+            cv2.boxFilter(field, -1, (len(self.taps),) * 2, dst=out)
+        else:
+            weights = np.array(self.taps)
+            cv2.sepFilter2D(field, -1, weights, weights, dst=out)
+        return out
 
 
 def window_for(kind: Literal["uniform", "gaussian"], *, flat: bool) -> Window:
@@ -87,20 +89,20 @@ def prepared(pair: Pair, box: Box, clip: tuple[float, float] | None, outside: st
     """Yield prediction and reference of each slice of ``box`` in float64.
 
     They are clipped and shifted so that the range begins at 0 (``clip`` None: as they are); ``outside`` 'lowest' sets
-    what lies outside the mask to that 0.
+    what lies outside the mask to that 0. They are valid until the next: fresh memory for every plane would take as
+    long as the arithmetic.
     """
+    planes = np.empty((2, box[1].stop - box[1].start, box[2].stop - box[2].start))
     for k in range(box[0].start, box[0].stop):
         without = None
         if pair.mask is not None and outside == "lowest":
             without = ~pair.mask[k, box[1], box[2]]
-        planes = []
-        for volume in (pair.prediction, pair.reference):
-            plane = np.subtract(volume[k, box[1], box[2]], clip[0] if clip else 0, dtype=np.float64)
+        for volume, plane in zip((pair.prediction, pair.reference), planes, strict=True):
+            np.subtract(volume[k, box[1], box[2]], clip[0] if clip else 0, out=plane, dtype=np.float64)
             if clip is not None:
                 np.clip(plane, 0, clip[1] - clip[0], out=plane)
             if without is not None:
                 np.copyto(plane, 0, where=without)
-            planes.append(plane)
         yield planes[0], planes[1]
 
 
@@ -119,13 +121,16 @@ def similarity(
     depth = window.missing
     c1 = (K1 * data_range * depth) ** 2
     c2 = (K2 * data_range * depth) ** 2 / window.correction
+    averaged = None
     for k, fields in enumerate(_along_slices(films, window), start=window.depth // 2):
         chosen = np.flatnonzero(kept[k])
         if not chosen.size:
             continue
-        averaged = [window.in_plane(field).ravel() for field in fields]
+        if averaged is None:
+            averaged = np.empty_like(fields)
+        local = [window.in_plane(*planes).ravel() for planes in zip(fields, averaged, strict=True)]
         for start in range(0, chosen.size, _BLOCK):
-            mean_p, mean_r, squares, product = (field.take(chosen[start : start + _BLOCK]) for field in averaged)
+            mean_p, mean_r, squares, product = (field.take(chosen[start : start + _BLOCK]) for field in local)
             both = mean_p * mean_r
             mean_squares = mean_p * mean_p + mean_r * mean_r
             covariance = depth * product - both
@@ -144,9 +149,13 @@ def _along_slices(films: Iterable[Planes], window: Window) -> Iterator[NDArray[n
     for k, (p, r) in enumerate(films):
         if ring is None or mean is None:
             ring, mean = np.zeros((depth + 1, 4, *p.shape)), np.empty((4, *p.shape))
+            squares, product = np.empty((2, *p.shape))
+        np.multiply(p, p, out=squares)
+        squares += np.multiply(r, r, out=product)
+        np.multiply(p, r, out=product)
         place, before = ring[k % (depth + 1)], ring[(k - 1) % (depth + 1)]
         # The oldest plane of sums makes room for the newest once it has been subtracted; at first it is 0.
-        for field, values in enumerate((p, r, p * p + r * r, p * r)):
+        for field, values in enumerate((p, r, squares, product)):
             if window.uniform:
                 np.add(before[field], values, out=place[field])
             else:

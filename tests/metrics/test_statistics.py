@@ -100,6 +100,7 @@ def test_interval_is_inside_the_values_and_blind_to_their_order(values, random):
 
 def test_equal_values_have_an_interval_without_width_and_few_have_none():
     assert bootstrap_interval([3.5] * 7) == (3.5, 3.5)
+    assert bootstrap_interval([204.812] * 6) == (204.812, 204.812)  # their rounded mean is another number
     assert bootstrap_interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None
     low, high = bootstrap_interval([-1.0, -1.0, 1.0, 1.0, -2.0, 2.0])  # symmetric: no skewness
     assert low < 0 < high
