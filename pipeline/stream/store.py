@@ -103,7 +103,13 @@ class SliceStore:
         if misplaced or sorted(listed) != sorted(case.case_id for case in self.index.cases):
             raise ArtifactError("The index lists cases that its shards do not hold", value=folder)
         _allow_open_files(len(self.index.shards))
-        self._shards = [self._open(record, slices) for record in self.index.shards]
+        self._shards: list[Shard] = []
+        try:
+            for record in self.index.shards:
+                self._shards.append(self._open(record, slices))
+        except ArtifactError:
+            self.close()  # those before the one that is not sound
+            raise
 
     def _open(self, record: ShardFile, slices: dict[str, int]) -> Shard:
         if record.file.endswith(".tar"):

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import re
 import sys
 import tarfile
@@ -376,3 +377,12 @@ def test_more_shards_than_files_may_be_open_raise_the_limit(shards):
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(514, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_folder_that_is_refused_leaves_no_file_open(tmp_path):
+    folder = write_shards(tmp_path / "shards", [film("a"), film("b")])
+    (folder / "shard-00001.tar").unlink()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ArtifactError, match=r"shard-00001\.tar"):
+        SliceStore(folder)
+    assert len(os.listdir("/proc/self/fd")) == before
