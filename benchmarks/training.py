@@ -1,6 +1,6 @@
 """A training step of regression and vid2vid: seconds in fp32, bf16 and compiled, and what stands beside its networks.
 
-python benchmarks/training.py [--quick] [--methods NAME ...] [--threads N] [--rounds N] [--compile] [--run]
+python benchmarks/training.py [KEY=VALUE ...] [--quick] [--methods NAME ...] [--threads N] [--rounds N] [--compile] [--run]
 
 Bare means: the calls of the networks that one step makes, recorded and run again with the same inputs, and a backward
 pass from ones through each; no losses, optical flow, optimiser, guard or logging. --run also trains on phantoms with
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,9 @@ QUICK = {
 }
 
 
-def make_method(name: str, quick: bool) -> Translator:
-    """Return a method that can take steps without a trainer."""
-    overrides = [*METHODS[name], *(QUICK[name] if quick else [])]
+def make_method(name: str, quick: bool, own: Sequence[str] = ()) -> Translator:
+    """Return a method that can take steps without a trainer; ``own`` settings come last."""
+    overrides = [*METHODS[name], *(QUICK[name] if quick else []), *own]
     torch.manual_seed(0)
     method = lay_out(build(compose([f"model={name}", *overrides]).model.module), CPU)
     optimizers = method.configure_optimizers()
@@ -135,12 +135,12 @@ def compare(name: str, options: argparse.Namespace) -> None:
     batch = make_batch(32 if options.quick else 128)
     ways: dict[str, Callable[[], None]] = {}
     for precision in ("fp32", "bf16-mixed"):
-        method = make_method(name, options.quick)
+        method = make_method(name, options.quick, options.settings)
         step = in_precision(lambda method=method: method.training_step(batch, 0), precision)
         ways[f"{precision} step"] = step
         ways[f"{precision} bare"] = in_precision(Calls(copy.copy(method), step).repeat, precision)
         if options.compile:
-            compiled = make_method(name, options.quick)
+            compiled = make_method(name, options.quick, options.settings)
             compile_networks(compiled)
             ways[f"{precision} compile"] = in_precision(lambda m=compiled: m.training_step(batch, 0), precision)
     found = measure(ways, 1 if options.quick else options.rounds)
@@ -174,6 +174,7 @@ def train_on_phantoms() -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="of the methods")
     parser.add_argument("--quick", action="store_true", help="tiny networks, to see that it runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
