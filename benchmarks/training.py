@@ -1,6 +1,7 @@
 """A training step of regression and vid2vid: seconds in fp32, bf16 and compiled, and what stands beside its networks.
 
-python benchmarks/training.py [KEY=VALUE ...] [--quick] [--methods NAME ...] [--threads N] [--rounds N] [--compile] [--run]
+python benchmarks/training.py [KEY=VALUE ...] [--quick] [--methods NAME ...] [--threads N] [--rounds N] [--compile]
+                              [--run]
 
 Bare means: the calls of the networks that one step makes, recorded and run again with the same inputs, and a backward
 pass from ones through each; no losses, optical flow, optimiser, guard or logging. --run also trains on phantoms with
