@@ -82,7 +82,8 @@ def boards(scores: Scores) -> list[Board]:
     for region in regions(scores):
         for cohort in unique(row.cohort for row in scores.summary if row.region == region):
             rows = [row for row in scores.summary if row.region == region and row.cohort == cohort]
-            made.append(_board(region, cohort, heads, rows))
+            scored = {row.metric for row in rows}
+            made.append(_board(region, cohort, [head for head in heads if head.metric in scored], rows))
     return made
 
 

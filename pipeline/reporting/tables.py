@@ -148,8 +148,9 @@ def columns(scores: Scores) -> list[Column]:
 
 def summary_table(scores: Scores, region: str) -> Table:
     """Return mean ± SD of methods by metrics for one region; the best mean of each metric is marked."""
-    heads = columns(scores)
     rows = {(row.method, row.metric): row for row in scores.summary if row.region == region and not row.cohort}
+    scored = {metric for _, metric in rows}
+    heads = [head for head in columns(scores) if head.metric in scored]
     methods = unique(method for method, _ in rows)
     most = max((row.n for row in rows.values()), default=0)
     best = {head.metric: _best([rows.get((m, head.metric)) for m in methods]) for head in heads}
@@ -244,7 +245,10 @@ def _write_csv(path: Path, head: list[str], rows: Iterable[BaseModel]) -> None:
 
 
 def print_summary(console: Console, scores: Scores) -> None:
-    """Show the summary of every region: a coloured table on a terminal, aligned columns in a pipe or log."""
+    """Show the summary of every region and, in lines, what is of all cases together.
+
+    A table is coloured on a terminal and has aligned columns in a pipe or log.
+    """
     for region in regions(scores):
         table = summary_table(scores, region)
         heads = [f"{c.title} {c.arrow}" + (f" [{c.unit}]" if c.unit else "") for c in table.columns]
@@ -267,3 +271,9 @@ def print_summary(console: Console, scores: Scores) -> None:
         for row in grid:
             console.file.write("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() + "\n")
         console.file.write("\n")
+    titles = scores.profile.get("metrics", {})
+    for found in scores.sets:
+        title = str(titles.get(found.metric, {}).get("title", found.metric))
+        value = number(found.value, found.unit) if found.value is not None else f"– ({found.reason})"
+        line = f"{title} {ARROWS[found.better]}, region {found.region}, {found.n} slices: {found.method} {value}"
+        console.file.write(plain_text(line) + "\n")

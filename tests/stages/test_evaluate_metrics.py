@@ -42,11 +42,14 @@ def organs(*numbers):
     return array
 
 
-def test_labels_are_scored_one_by_one_and_as_a_mean(tmp_path):
+def test_labels_are_scored_one_by_one_and_as_a_mean(tmp_path, capsys):
     real = organs(2, 7)
     predicted = real.copy()
     predicted[:, 12:16] = 0  # half of label 7
     evaluate.run(settings("label=mine", **labelled(tmp_path, predicted, real)))
+    # A table has the columns of its region.
+    table = capsys.readouterr().out.split("Region labels")[1]
+    assert "Dice" in table and "MAE" not in table
     values, _ = of_labels(tmp_path / "s")
     assert values["dice", "label_2"] == 1 and values["hd95", "label_2"] == 0
     assert values["dice", "labels"] == pytest.approx((1 + values["dice", "label_7"]) / 2)
@@ -72,7 +75,7 @@ def test_labels_need_a_metric_and_one_grid(tmp_path):
         evaluate.run(settings("label=mine", **paths))
 
 
-def test_a_frechet_distance_is_one_value_per_method(tmp_path):
+def test_a_frechet_distance_is_one_value_per_method(tmp_path, capsys):
     folder = make_translation(tmp_path / "t", error=200.0)
     profile = ["metrics=liang2025_style", "metrics.regions=[body]", "workers=2"]
     evaluate.run(settings(*profile, input=[folder], output=tmp_path / "s"))
@@ -84,6 +87,7 @@ def test_a_frechet_distance_is_one_value_per_method(tmp_path):
     entry = scores.profile["metrics"][vid2vid.metric]
     assert entry["parameters"] == {"weights": {"file": "packaged"}}
     assert scores.profile["comparable"] == "not comparable with the paper"
+    assert f"region body, {vid2vid.n} slices: vid2vid {vid2vid.value:.4f}" in capsys.readouterr().out
 
 
 def test_a_case_without_the_region_has_no_part_in_a_set(tmp_path):
