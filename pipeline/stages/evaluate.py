@@ -3,9 +3,10 @@
 With a cohort:    cinevox evaluate input=TRANSLATION [input=ANOTHER ...] output=SCORES
 Without a cohort: cinevox evaluate prediction=PLACE [prediction=ANOTHER ...] reference=PLACE [mask=PLACE] output=SCORES
 
-PLACE is a file, a folder of files (CASE.nii.gz) or of folders with one volume each, or a path with one '*' for the
-case's name ('data/*/ct.nii.gz', 'out/sct_*.mha'). Cases are paired by name. prediction_labels=PLACE (once per
-prediction) and reference_labels=PLACE are label volumes for the metrics that compare those.
+Reads a translation.json and the volumes it names, or volumes: PLACE is a file, a folder of files (CASE.nii.gz) or of
+folders with one volume each, or a path with one '*' for the case's name ('data/*/ct.nii.gz', 'out/sct_*.mha'). Cases
+are paired by name. prediction_labels=PLACE (once per prediction) and reference_labels=PLACE are label volumes for the
+metrics that compare those.
 
 Translations of one label are one method where they are different folds of a cross-validation, or of different
 cohorts, else an error. The metrics, their range and the regions come from the group 'metrics'. A reference on another
