@@ -59,6 +59,30 @@ def up(channels: int, norm: str) -> nn.Sequential:
     )
 
 
+class Shortcut(nn.Module):
+    """A layer of ``stem``, ``down`` or ``up`` plus a linear path around it, with a convolution 1x1 and without a norm.
+
+    Instance norm takes a constant from every channel, so a network of such layers alone does not know how bright its
+    input is, and cannot say that its output is brighter. HU mean something: along these paths they pass.
+    """
+
+    def __init__(self, layer: nn.Sequential) -> None:
+        super().__init__()
+        self.layer = layer
+        first = layer[0]
+        assert isinstance(first, (nn.Conv2d, nn.ConvTranspose2d))
+        doubles = isinstance(first, nn.ConvTranspose2d)
+        stride = 1 if doubles else first.stride
+        self.linear = nn.Conv2d(first.in_channels, first.out_channels, 1, stride=stride)
+        self.enlarge = nn.Upsample(scale_factor=2) if doubles else nn.Identity()
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the layer's result and the linear one, added."""
+        features = channels_last(features)
+        added: torch.Tensor = self.layer(features) + self.enlarge(self.linear(features))
+        return added
+
+
 class ResidualBlock(nn.Module):
     """Two reflection-padded convolutions 3x3 with norm, a ReLU between them, plus the identity."""
 

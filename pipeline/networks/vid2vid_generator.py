@@ -7,6 +7,7 @@ scale's own outputs, which no loss holds once the finer scale is trained.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from pipeline.networks.initialisation import initialise_normal
 from pipeline.networks.local_enhancer import LocalEnhancer
 from pipeline.networks.padding import pad_to_multiple
 from pipeline.networks.pyramid import halve
-from pipeline.networks.residual_blocks import ResidualBlock, down, stem, up
+from pipeline.networks.residual_blocks import ResidualBlock, Shortcut, down, stem, up
 from pipeline.networks.spectral import spectral_normalise
 from pipeline.networks.warp import warp
 
@@ -50,6 +51,9 @@ class Vid2VidGenerator(nn.Module):
         local_blocks: Residual blocks in each branch of an enhancer.
         skip: Join the source encoder's features to the image branch's at every resolution of the coarsest scale, with a
             residual block each, as a U-Net does (not published). Without it the finest detail passes the bottleneck.
+        shortcuts: Add a linear path without norm around the stem, every halving and every doubling of the source encoder
+            and the image branch, as residual U-Nets have (not published). A ``residual`` generator needs it to see by
+            how much the source is too bright or too dark.
         spectral: Bound every convolution but the heads' by its largest singular value (not published).
 
     Raises:
@@ -71,6 +75,7 @@ class Vid2VidGenerator(nn.Module):
         finer_scales: int = 0,
         local_blocks: int = 3,
         skip: bool = False,
+        shortcuts: bool = False,
         spectral: bool = False,
     ) -> None:
         super().__init__()
@@ -100,27 +105,28 @@ class Vid2VidGenerator(nn.Module):
         deep = width * 2**downsamplings
         branch_blocks = blocks // 2
 
-        def encoder(channels: int) -> nn.Sequential:
-            halvings = [down(width * 2**i, norm) for i in range(downsamplings)]
+        def encoder(channels: int, around: Callable[[nn.Sequential], nn.Module]) -> nn.Sequential:
+            halvings = [around(down(width * 2**i, norm)) for i in range(downsamplings)]
             residual = [ResidualBlock(deep, norm) for _ in range(blocks - branch_blocks)]
-            return nn.Sequential(stem(channels, width, norm), *halvings, *residual)
+            return nn.Sequential(around(stem(channels, width, norm)), *halvings, *residual)
 
-        def branch() -> nn.Sequential:
+        def branch(around: Callable[[nn.Sequential], nn.Module]) -> nn.Sequential:
             residual = [ResidualBlock(deep, norm) for _ in range(branch_blocks)]
-            doublings = [up(deep // 2**i, norm) for i in range(downsamplings)]
+            doublings = [around(up(deep // 2**i, norm)) for i in range(downsamplings)]
             return nn.Sequential(*residual, *doublings)
 
         def head(channels: int) -> nn.Conv2d:
             return nn.Conv2d(width // 2**finer_scales, channels, 7, padding=3, padding_mode="reflect")
 
         stacked, generated = (past + 1) * channels_in, past * channels_out
-        self.source_encoder = encoder(stacked)
-        self.past_encoder = encoder(generated)
-        self.image_branch, self.image_head = branch(), head(channels_out)
+        around: Callable[[nn.Sequential], nn.Module] = Shortcut if shortcuts else _as_it_is
+        self.source_encoder = encoder(stacked, around)
+        self.past_encoder = encoder(generated, _as_it_is)
+        self.image_branch, self.image_head = branch(around), head(channels_out)
         self.joints = nn.ModuleList(
             ResidualBlock(width * 2**level, norm) for level in reversed(range(downsamplings)) if skip
         )
-        self.flow_branch = branch() if flow else None
+        self.flow_branch = branch(_as_it_is) if flow else None
         self.flow_head = head(2) if flow else None
         self.weight_head = head(1) if flow else None
         self.enhancers = nn.ModuleList(
@@ -209,6 +215,10 @@ class Vid2VidGenerator(nn.Module):
         for level, joint in enumerate(self.joints):
             image = joint(self.image_branch[blocks + level](image) + finer[len(self.joints) - 1 - level])
         return image, self.flow_branch(features) if compose and self.flow_branch is not None else None
+
+
+def _as_it_is(layer: nn.Sequential) -> nn.Module:
+    return layer
 
 
 def compose_frame(raw: torch.Tensor, last: torch.Tensor, flow: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
