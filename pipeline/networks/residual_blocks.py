@@ -62,8 +62,8 @@ def up(channels: int, norm: str) -> nn.Sequential:
 class Shortcut(nn.Module):
     """A layer of ``stem``, ``down`` or ``up`` plus a linear path around it, with a convolution 1x1 and without a norm.
 
-    Instance norm takes a constant from every channel, so a network of such layers alone does not know how bright its
-    input is, and cannot say that its output is brighter. HU mean something: along these paths they pass.
+    Instance norm takes a constant from every channel: how bright a body is shows only in its contrast with the air
+    around it, over the spread of that slice. HU mean something: along these paths they pass.
     """
 
     def __init__(self, layer: nn.Sequential) -> None:
@@ -72,7 +72,7 @@ class Shortcut(nn.Module):
         first = layer[0]
         assert isinstance(first, (nn.Conv2d, nn.ConvTranspose2d))
         doubles = isinstance(first, nn.ConvTranspose2d)
-        stride = 1 if doubles else first.stride
+        stride = 1 if doubles else first.stride[0]
         self.linear = nn.Conv2d(first.in_channels, first.out_channels, 1, stride=stride)
         self.enlarge = nn.Upsample(scale_factor=2) if doubles else nn.Identity()
 

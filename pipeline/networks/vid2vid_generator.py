@@ -51,9 +51,9 @@ class Vid2VidGenerator(nn.Module):
         local_blocks: Residual blocks in each branch of an enhancer.
         skip: Join the source encoder's features to the image branch's at every resolution of the coarsest scale, with a
             residual block each, as a U-Net does (not published). Without it the finest detail passes the bottleneck.
-        shortcuts: Add a linear path without norm around the stem, every halving and every doubling of the source encoder
-            and the image branch, as residual U-Nets have (not published). A ``residual`` generator needs it to see by
-            how much the source is too bright or too dark.
+        shortcuts: Add a linear path without norm around the stem, every halving and every doubling between source and
+            image, as residual U-Nets have (not published): HU pass, which a ``residual`` generator needs in order to
+            see by how much the source is too bright or too dark.
         spectral: Bound every convolution but the heads' by its largest singular value (not published).
 
     Raises:

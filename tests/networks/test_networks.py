@@ -295,3 +295,17 @@ def test_pretrained_weights_are_never_code(tmp_path):
         Vgg19Features(str(tmp_path / "other.pth"))
     with pytest.raises(ArtifactError, match="not EfficientNet"):
         EfficientNetLite0Features(str(tmp_path / "other.pth"))
+
+
+def brightening(shift: float, *, shortcuts: bool) -> float:
+    """Return by how much the image branch follows a film that is brighter everywhere, away from zero padding."""
+    torch.manual_seed(0)
+    network = Vid2VidGenerator(**TINY, flow=False, shortcuts=shortcuts).eval()
+    source, past = 0.1 * torch.randn(1, 3, 64, 64), torch.zeros(1, 2, 64, 64)
+    with torch.no_grad():
+        dark, bright = (network._coarsest(film, past, False)[0] for film in (source, source + shift))
+    return float((bright - dark)[..., 16:48, 16:48].abs().mean() / dark.abs().mean())
+
+
+def test_along_shortcuts_a_constant_passes_that_instance_norm_takes_away():
+    assert brightening(1.0, shortcuts=True) > 3 * brightening(1.0, shortcuts=False)
