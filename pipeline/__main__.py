@@ -28,6 +28,7 @@ VERBS = {
     "translate": ("pipeline.stages.translate", ("checkpoint", "input", "output"), "volumes to the target modality"),
     "evaluate": ("pipeline.stages.evaluate", ("output",), "predictions and references to scores"),
     "report": ("pipeline.stages.report", ("input", "output"), "scores to a page"),
+    "dashboard": ("pipeline.stages.dashboard", ("output",), "W&B workspaces from conf/dashboard/"),
 }
 MANY_INPUTS = ("evaluate", "report")
 # The machine's limits, not a fault of ours: one line says enough (and no path, which may name a patient).

@@ -246,6 +246,6 @@ def plain(config: Config) -> dict[str, Any]:
 
 def public(config: Config) -> dict[str, Any]:
     """Return what of the configuration goes into runs, checkpoints and trackers: all but ``cohort``, whose lists
-    and patterns may name patients.
+    and patterns may name patients, and ``dashboard``, which changes no result.
     """
-    return {key: value for key, value in plain(config).items() if key != "cohort"}
+    return {key: value for key, value in plain(config).items() if key not in ("cohort", "dashboard")}

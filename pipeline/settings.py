@@ -6,7 +6,10 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipeline.dashboard_settings import DashboardSettings
+from pipeline.section import Section
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -29,12 +32,6 @@ AutoSpacing = Annotated[Spacing | None, BeforeValidator(_auto)]
 AutoSize = Annotated[Size | None, BeforeValidator(_auto)]
 AutoPositive = Annotated[Positive | None, BeforeValidator(_auto)]
 AutoCount = Annotated[int, Field(ge=0), BeforeValidator(_auto_count)]  # 0: auto
-
-
-class Section(BaseModel):
-    """Unknown keys are refused and values cannot change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SplitSettings(Section):
@@ -267,7 +264,9 @@ class TrackingSettings(Section):
 
     logger: Literal["wandb", "none"]
     mode: Literal["offline", "online"]
+    entity: str  # of W&B: a user or a team; empty: your default
     project: str
+    group: str  # joins the runs of an experiment's stages; empty: the label, or the method's name
     log_every: Count
 
 
@@ -377,6 +376,7 @@ class Config(Section):
     model: ModelSettings
     trainer: TrainerSettings
     tracking: TrackingSettings
+    dashboard: dict[str, DashboardSettings]
     metrics: MetricsSettings
     translate: TranslateSettings
     evaluate: EvaluateSettings

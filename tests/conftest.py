@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["WANDB_MODE"] = "disabled"  # stages track by default; tests/tracking/ switches it on
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

@@ -94,6 +94,7 @@ class Translator(LightningModule):
         self.ema: AveragedModel | None = None
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
+        self.signals: dict[str, torch.Tensor | float] = {}  # learning rates and gradient norms of the latest step
         self.seconds = {"backward": 0.0, "optimiser": 0.0}  # as the host sees them; the trainer reads and clears
         self._counted = False
         self._passes = 0
@@ -174,6 +175,7 @@ class Translator(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Let a batch count once in ``skipped_in_a_row``, however many of its steps are skipped."""
         self._counted = False
+        self.signals.clear()  # a discriminator that sleeps has none
 
     # ---- the guarded step -------------------------------------------------------------------------------------
 
@@ -231,6 +233,8 @@ class Translator(LightningModule):
             weights = [p for group in update.optimizer.param_groups for p in group["params"] if p.grad is not None]
             norm = nn.utils.get_total_norm([p.grad for p in weights])
             self._finite.append(torch.isfinite(norm))
+            name = self._trained_by(update.optimizer)
+            self.signals |= {f"learning_rate/{name}": update.learning_rate, f"gradient_norm/{name}": norm}
             if max_norm:
                 nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
         stepped = self._agreed(torch.stack(self._finite).all())
@@ -262,6 +266,14 @@ class Translator(LightningModule):
         if not self._scalers:
             return torch.amp.GradScaler("cpu", enabled=False)
         return self._scalers[self._all_optimizers().index(optimizer)]
+
+    def _trained_by(self, optimizer: Any) -> str:
+        """Return the name of the network that an optimiser trains, with its place where there are several."""
+        first = optimizer.param_groups[0]["params"][0]
+        path = next((name for name, weight in self.named_parameters() if weight is first), "network")
+        network, _, rest = path.partition(".")
+        place = rest.partition(".")[0]
+        return f"{network}_{place}" if place.isdigit() else network
 
     def _without_exchange(self) -> AbstractContextManager[Any]:
         """Return the context in which DDP keeps gradients on their rank: more of them will be added first."""

@@ -42,9 +42,12 @@ from pipeline.metrics.profile import describe
 from pipeline.metrics.scoring import SOURCE, CaseJob, CaseResult, score_case, score_sets
 from pipeline.progress import say, track
 from pipeline.records import Scores, unique
+from pipeline.reporting.anonymous import anonymous, mean_values
 from pipeline.reporting.latex import write_latex
 from pipeline.reporting.tables import print_summary, write_comparisons_csv, write_scores_csv, write_summary_csv
 from pipeline.settings import Config
+from pipeline.tracking.stage import track_stage
+from pipeline.tracking.words import names_to_show
 
 _LISTED = 10  # reasons in the error; the scores hold all
 
@@ -86,6 +89,7 @@ def run(config: Config) -> None:
         write_comparisons_csv(config.output / "comparisons.csv", scores.comparisons)
         write_latex(config.output / "summary.tex", scores)
         claim.finish(excluded=left_out)
+        track_stage(config, "evaluate", {"excluded": left_out, **mean_values(anonymous(scores, names_to_show(config)))})
     print_summary(Console(file=sys.stdout), scores)
     if left_out:
         reasons = [note for note in scores.notes if note.startswith("Left out: ")]

@@ -56,6 +56,7 @@ from pipeline.records import (
 from pipeline.settings import Config, PreprocessSettings
 from pipeline.stream.shard import Film
 from pipeline.stream.store import is_whole, write_shard
+from pipeline.tracking.stage import track_stage
 
 _SKIPPED = "skipped: "
 
@@ -117,6 +118,9 @@ def run(config: Config) -> None:
         pass
     excluded = _join(cohort_path, cohort.folds, modalities, plan, settings, output, names, decides)
     say(f"Shards of {len(cohort.cases) - len(excluded)} cases in '{output}'")
+    size = sum(shard.bytes for shard in ShardIndex.load(output).shards) / 1e6
+    counted = {"cases": len(cohort.cases) - len(excluded), "excluded": len(excluded), "megabytes": size}
+    track_stage(config, "preprocess", counted, cohort=decides["cohort"])
     refused = [e for e in excluded if not e.reason.startswith(_SKIPPED)]
     if refused:
         raise DataError(

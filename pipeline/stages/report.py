@@ -15,17 +15,22 @@ report.windows (name: level, width), report.difference (end of the difference sc
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.artifacts import claim_output, content_hash
 from pipeline.errors import ConfigError
 from pipeline.progress import say
 from pipeline.records import Scores
+from pipeline.reporting.anonymous import anonymous, mean_values
 from pipeline.reporting.gallery import Gallery
 from pipeline.reporting.latex import write_latex
-from pipeline.reporting.page import render, write_page
+from pipeline.reporting.page import Pictures, render, write_page
 from pipeline.reporting.tables import merge, write_comparisons_csv, write_summary_csv
 from pipeline.settings import Config
+from pipeline.tracking.stage import track_stage
+from pipeline.tracking.wandb_run import tracks
+from pipeline.tracking.words import names_to_show, shareable
 
 
 def run(config: Config) -> None:
@@ -61,8 +66,24 @@ def run(config: Config) -> None:
     shown = {"profile": scores.profile, "report": settings["report"], "inputs": [_name(p) for p in config.input]}
     notes = [*scores.notes, *dict.fromkeys(gallery.notes)]
     write_page(page, render(scores, pictures, title=config.report.title, notes=notes, settings=shown))
+    _track(config, scores, pictures, page)
     claim.finish(bytes=page.stat().st_size)
     say(f"Wrote '{page}' ({page.stat().st_size / 1e6:.1f} MB).")
+
+
+def _track(config: Config, scores: Scores, pictures: Pictures, page: Path) -> None:
+    """Send W&B the page without cases: their names and pictures stay here."""
+    if not tracks(config):
+        return
+    shown = anonymous(scores, names_to_show(config))
+    # The charts have the methods' names in their pixels.
+    overview = pictures.overview if shown.methods() == scores.methods() else []
+    settings = {"profile": scores.profile}
+    html = render(shown, Pictures(overview=overview), title="Cinevox report", notes=[], settings=shareable(settings))
+    with TemporaryDirectory() as folder:
+        write_page(Path(folder) / "report.html", html)
+        values = {"megabytes": page.stat().st_size / 1e6, **mean_values(shown)}
+        track_stage(config, "report", values, page=Path(folder) / "report.html")
 
 
 def _name(place: Path) -> str:

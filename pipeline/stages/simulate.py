@@ -19,6 +19,7 @@ simulate.motion_mm, simulate.pictures, seed, workers (threads), --dry-run.
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from pipeline.simulation.bodies import resized, resized_grid, with_soft_tissue
 from pipeline.simulation.calibration import Calibration
 from pipeline.simulation.picture import draw
 from pipeline.simulation.scan import Scan, Simulator, film_grid, scans_of, to_film
+from pipeline.tracking.stage import track_stage
 
 _CASE_FILE = "case.json"
 _CALIBRATION_FILE = "calibration.json"
@@ -94,6 +96,7 @@ def run(config: Config) -> None:
         _refuse(Cohort.load(output).excluded[len(cohort.excluded) :], output)
         return
     check_free_space(output, voxels * _BYTES_PER_VOXEL)
+    started = time.monotonic()
     work = _Work(config, cohort, output, bodies)
     done: list[Case] = []
     refused: list[Excluded] = []
@@ -117,6 +120,8 @@ def run(config: Config) -> None:
         made_by=made_by,
     ).save(output)
     claim.finish(scans=len(done), refused=len(refused))
+    counted = {"scans": len(done), "refused": len(refused), "seconds": time.monotonic() - started}
+    track_stage(config, "simulate", counted, cohort=str(settings["cohort"]))
     for note in notes:
         say(note)
     say(f"Simulated {len(done)} scan(s) of {len(cases) - len(refused)} case(s) into '{output}'.")

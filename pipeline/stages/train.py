@@ -13,7 +13,7 @@ Main options
   trainer.compile=true                                torch.compile: a slow first step, faster ones after it
   stream.clip_length  stream.clip_growth              frames of a clip, and how often it doubles
   fold=K                                              cross-validation: leave fold K for the test, the next to validate
-  tracking=offline|none
+  tracking=offline|online|none                        W&B; see docs/how-to/dashboards.md
 
 The same command continues an unfinished run at exactly the next sample, also on another number of ranks;
 trainer.resume=true insists that there is one. Changed settings are refused with their difference; trainer.force=true
@@ -33,15 +33,15 @@ import torch
 
 from pipeline.artifacts import Claim, atomic_path, check_free_space, claim_output, write_json
 from pipeline.config import build, public
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import CheckpointError
 from pipeline.networks.cpu_layers import lay_out
 from pipeline.progress import duration, say, share_bar, silence
 from pipeline.settings import Config
 from pipeline.stream.datamodule import ClipDataModule, as_planned, clip_length_at
 from pipeline.stream.sampler import micro_batch
 from pipeline.stream.store import SliceStore
-from pipeline.tracking.identity import run_id
 from pipeline.tracking.table import TableLogger
+from pipeline.tracking.wandb_run import tracks
 from pipeline.training.attempts import count_attempt
 from pipeline.training.budget import Budget
 from pipeline.training.checkpoint import (
@@ -134,7 +134,7 @@ def run(config: Config) -> None:
             size = sum(p.numel() for p in method.parameters())
             say(f"{config.model.name}: {size / 1e6:.2f} M parameters; {len(data.slices)} training films")
         if config.dry_run:
-            needed = _bytes(method, output) / 1e6
+            needed = _bytes(config, store, method, output) / 1e6
             kept = f" and {checkpoint_bytes(method) / 1e6:.0f} MB every {trainer.keep_every} steps"
             say(f"Would train into '{output}', at most {needed:.0f} MB on disk{kept if trainer.keep_every else ''}")
             return
@@ -165,7 +165,7 @@ def _claim_and_fit(
         if claim.finished:
             say(f"'{output}' is finished already; nothing to do")
             return {"finished": True}
-        check_free_space(output, _bytes(method, output))
+        check_free_space(output, _bytes(config, store, method, output))
         found = newest_valid(output)
         if config.trainer.resume and found is None:
             raise CheckpointError(
@@ -186,9 +186,12 @@ def _claim_and_fit(
     say(f"Run finished: '{output}'")
 
 
-def _bytes(method: pl.LightningModule, output: Path) -> int:
-    """Return the most that a run will add to its folder: checkpoints, numbers, panels."""
-    return checkpoint_bytes(method) * copies_to_come(output) + 50_000_000
+def _bytes(config: Config, store: SliceStore, method: pl.LightningModule, output: Path) -> int:
+    """Return the most that a run will add to its folder: checkpoints, numbers, panels and their copies for W&B."""
+    rows, columns = store.index.size
+    film = 4 * rows * columns * config.trainer.validation_slices
+    films = 2 * film * config.trainer.validations if config.trainer.panels else 0
+    return checkpoint_bytes(method) * copies_to_come(output) + films + 50_000_000
 
 
 def _deciding(config: Config, store: SliceStore) -> dict[str, Any]:
@@ -238,9 +241,7 @@ def _fit(
             return  # killed after its last step: another one would be beyond the budget
     # Lightning's hints on hardware and other products are noise in a job's log.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    loggers = _loggers(config, run, budget) if here.first else []
-    if here.first:
-        loggers[0].forget_after(budget.step)
+    loggers = _loggers(config, store, run, budget) if here.first else []
     with warnings.catch_warnings():
         # Lightning's advice on worker processes and steps per epoch does not apply to this loader.
         warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
@@ -276,22 +277,13 @@ def _fit(
         raise KeyboardInterrupt
 
 
-def _loggers(config: Config, run: Path, budget: Budget) -> list[Any]:
-    loggers: list[Any] = [TableLogger(run, lambda: budget.step)]
-    if config.tracking.logger == "wandb":
+def _loggers(config: Config, store: SliceStore, run: Path, budget: Budget) -> list[Any]:
+    table = TableLogger(run, lambda: budget.step)
+    table.forget_after(budget.step)
+    loggers: list[Any] = [table]
+    if tracks(config):
         from pipeline.tracking.wandb_logger import WandbLogger
 
-        loggers.append(
-            WandbLogger(
-                run,
-                lambda: budget.step,
-                run_id=run_id(run),
-                project=config.tracking.project,
-                name=config.label or config.model.name,
-                mode=config.tracking.mode,
-                config=public(config),
-            )
-        )
-    elif config.tracking.logger != "none":
-        raise ConfigError("Unknown tracking.logger", value=config.tracking.logger)
+        loggers.append(WandbLogger(config, run, lambda: budget.step))
+        loggers[-1].run.log_hash("cohort", store.index.cohort_hash, cases=len(store.cases))
     return loggers

@@ -44,6 +44,7 @@ from pipeline.progress import say, track
 from pipeline.records import Cohort, Excluded, ShardIndex, TranslatedCase, Translation
 from pipeline.settings import Config
 from pipeline.stream.store import SliceStore
+from pipeline.tracking.stage import track_stage
 from pipeline.training.checkpoint import FOLDER, LAST, load_checkpoint, load_method
 from pipeline.training.compilation import check_compiler, compile_for_inference
 from pipeline.training.heap import keep_freed_memory
@@ -145,6 +146,9 @@ def run(config: Config) -> None:
             excluded=excluded,
             settings=config.translate.model_dump(mode="json"),
         ).save(output)
+    seconds = [case.seconds for case in done if case.seconds]  # none where an earlier start translated the case
+    counted = {"cases": len(done), "excluded": len(excluded)}
+    track_stage(config, "translate", {**counted, "seconds_per_case": sum(seconds) / max(len(seconds), 1)})
     if excluded:
         raise DataError(
             f"{len(excluded)} of {len(jobs)} cases were left out (the others are written): "

@@ -1,4 +1,4 @@
-"""Weights & Biases, offline unless told otherwise, without command line, host or code in what it records."""
+"""Lightning's view of a W&B run: what a training logs, at our own step."""
 
 from __future__ import annotations
 
@@ -9,48 +9,17 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from pipeline.settings import Config
+from pipeline.tracking.wandb_run import WandbRun
+
 
 class WandbLogger(Logger):
-    """One W&B run per run folder; a resumed training goes on in the same run."""
+    """``clock`` tells our own step, from which a resumed training goes on in the same W&B run."""
 
-    def __init__(
-        self,
-        folder: Path,
-        clock: Callable[[], int],
-        *,
-        run_id: str,
-        project: str,
-        name: str,
-        mode: str,
-        config: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, config: Config, folder: Path, clock: Callable[[], int]) -> None:
         super().__init__()
         self.clock = clock
-        import wandb
-
-        # Command line and machine would carry paths, and paths carry patients' names.
-        settings = wandb.Settings(
-            x_disable_meta=True,
-            x_disable_machine_info=True,
-            x_disable_stats=True,
-            disable_git=True,
-            disable_code=True,
-            console="off",
-            silent=True,
-        )
-        self._run = wandb.init(
-            project=project,
-            name=name,
-            id=run_id,
-            dir=str(folder),
-            mode="online" if mode == "online" else "offline",
-            resume="allow" if mode == "online" else None,
-            config=dict(config),
-            settings=settings,
-        )
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-        self._id = run_id
+        self.run = WandbRun(config, folder, "train", step=clock())
 
     @property
     def name(self) -> str:
@@ -60,20 +29,20 @@ class WandbLogger(Logger):
     @property
     def version(self) -> str:
         """The run's id."""
-        return self._id
+        return self.run.id
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Send values with our own step."""
-        values = {k: float(v) for k, v in metrics.items() if k not in ("epoch", "step")}
-        self._run.log({**values, "step": self.clock()})
+        values = {key: value for key, value in metrics.items() if key not in ("epoch", "step")}
+        if values:
+            self.run.log(values, self.clock())
 
     @rank_zero_only
-    def log_panel(self, path: Path) -> None:
-        """Send a panel image."""
-        import wandb
-
-        self._run.log({"validation/panel": wandb.Image(str(path)), "step": self.clock()})
+    def log_panel(self, image: Path, film: Path) -> None:
+        """Send a validation's picture and its film."""
+        self.run.log_image("validation/panel", image, self.clock())
+        self.run.log_film("validation/film", film, self.clock())
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -82,4 +51,4 @@ class WandbLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Close the run."""
-        self._run.finish(exit_code=0 if status == "success" else 1)
+        self.run.finish(success=status == "success")

@@ -41,7 +41,7 @@ class EpochLine(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """End of a step: log throughput and memory now and then."""
+        """End of a step: log throughput, memory, learning rates and gradient norms now and then."""
         self._step_seconds += time.perf_counter() - self._batch_start
         self._steps += 1
         self._frames += trainer.world_size * batch["source"].shape[0] * batch["source"].shape[1]
@@ -50,10 +50,13 @@ class EpochLine(pl.Callback):
             values = {
                 "speed/slices_per_s": self._frames / used,
                 "speed/steps_per_s": self._steps / used,
+                "speed/loader_wait_share": trainer.datamodule.loader.wait_seconds / used,  # type: ignore[attr-defined]
                 "memory/peak_gb": peak_gb(),
                 "progress/budget_share": self.budget.share,
                 "progress/skipped_steps": float(getattr(pl_module, "skipped_steps", 0)),
             }
+            if isinstance(pl_module, Translator):
+                values |= {name: float(value) for name, value in pl_module.signals.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=self.budget.step)
 

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.artifacts import atomic_path
 from pipeline.imaging.normalise import restore, window_for
@@ -26,6 +26,7 @@ from pipeline.training.ranks import summed, this_rank
 PANELS = "panels"
 # Level and width of the panels, in the middle between soft tissue and bone; MR uses its own window.
 _PANEL_HU = (40.0, 800.0)
+_FRAME_MS = 120
 
 
 class Validation(pl.Callback):
@@ -82,15 +83,15 @@ class Validation(pl.Callback):
                 inside = mask > 0
                 errors += float(np.abs(predicted - target)[inside].sum())
                 voxels += int(inside.sum())
-                if shown is None or case.case_id != shown[0]:
-                    shown = (case.case_id, source[count // 2], predicted[count // 2], target[count // 2], case)
+                if shown is None or case.case_id != shown[0].case_id:
+                    shown = (case, source, predicted, target)
         pl_module.train(training)
         error, inside_all = summed([errors, voxels])
         self.last = error / max(inside_all, 1)
         unit = index.modalities[self.config.target].unit.lower().replace(".", "")
         better = self.checkpoints.save_if_best(trainer, self.last)
         if shown is not None and self.config.trainer.panels and here.first:
-            self._panel(trainer, *shown[1:])
+            self._panel(trainer, *shown)
         for logger in trainer.loggers:
             logger.log_metrics({f"validation/mae_{unit}": self.last}, step=self.budget.step)
         self.seconds += time.perf_counter() - start
@@ -115,21 +116,25 @@ class Validation(pl.Callback):
         return window_for(modality, self.config.stream.window, case.percentiles)
 
     def _panel(
-        self, trainer: pl.Trainer, source: NDArray, predicted: NDArray, target: NDArray, case: ShardCase
+        self, trainer: pl.Trainer, case: ShardCase, source: NDArray, predicted: NDArray, target: NDArray
     ) -> None:
+        """Draw a segment's source, prediction, target and difference side by side: a film, and its middle slice."""
         low, high = self._window(case, self.config.target)
         if self.store.index.modalities[self.config.target].unit == "HU":
             low, high = _PANEL_HU[0] - _PANEL_HU[1] / 2, _PANEL_HU[0] + _PANEL_HU[1] / 2
         physical = restore(source, self._window(case, self.config.source))
         grey = [np.clip((x - low) / (high - low), 0, 1) * 255 for x in (physical, predicted, target)]
         grey.append(np.clip((predicted - target) / (high - low) + 0.5, 0, 1) * 255)
-        image = np.concatenate(grey, axis=1).astype(np.uint8)
+        frames = [Image.fromarray(frame) for frame in np.concatenate(grey, axis=2).astype(np.uint8)]
         path = self.run / PANELS / f"step-{self.budget.step:08d}.png"
         with atomic_path(path) as partial:
-            cv2.imwrite(str(partial), image)
+            frames[len(frames) // 2].save(partial)
+        film = path.with_suffix(".gif")  # 256 greys: exact, and every browser plays it
+        with atomic_path(film) as partial:
+            frames[0].save(partial, save_all=True, append_images=frames[1:], duration=_FRAME_MS, loop=0, optimize=False)
         for logger in trainer.loggers:
             if hasattr(logger, "log_panel"):
-                logger.log_panel(path)
+                logger.log_panel(path, film)
 
 
 def _segments(cases: list[ShardCase], count: int, length: int) -> list[tuple[ShardCase, int, int]]:
