@@ -22,7 +22,7 @@ from pipeline.artifacts import claim_output, content_hash
 from pipeline.errors import ConfigError
 from pipeline.progress import say
 from pipeline.records import Scores
-from pipeline.reporting.anonymous import anonymous, mean_values
+from pipeline.reporting.anonymous import anonymous
 from pipeline.reporting.gallery import Gallery
 from pipeline.reporting.latex import write_latex
 from pipeline.reporting.page import Pictures, render, write_page
@@ -82,8 +82,7 @@ def _track(config: Config, scores: Scores, pictures: Pictures, page: Path) -> No
     html = render(shown, Pictures(overview=overview), title="Cinevox report", notes=[], settings=shareable(settings))
     with TemporaryDirectory() as folder:
         write_page(Path(folder) / "report.html", html)
-        values = {"megabytes": page.stat().st_size / 1e6, **mean_values(shown)}
-        track_stage(config, "report", values, page=Path(folder) / "report.html")
+        track_stage(config, "report", {"megabytes": page.stat().st_size / 1e6}, page=Path(folder) / "report.html")
 
 
 def _name(place: Path) -> str:

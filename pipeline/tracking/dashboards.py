@@ -32,7 +32,7 @@ def build_workspace(dashboard: DashboardSettings, tracking: TrackingSettings) ->
         ],
         settings=workspaces.WorkspaceSettings(x_axis=STEP),
         runset_settings=workspaces.RunsetSettings(
-            filters=[workspaces.Metric("JobType").isin(list(dashboard.verbs))],
+            filters=workspaces.And(workspaces.Metric("JobType").isin(list(dashboard.verbs))),
             groupby=[workspaces.Metric("Group")],
         ),
     )

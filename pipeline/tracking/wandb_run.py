@@ -114,6 +114,7 @@ def _start(folder: Path, mode: str, **about: Any) -> Any:
                 return wandb.init(mode="online", settings=settings, **about)
             except wandb.errors.Error as error:
                 say(f"W&B cannot be reached ({type(error).__name__}): this run is kept offline, 'wandb sync' sends it")
+                wandb.teardown()  # the attempt still holds the run's id
         return wandb.init(mode="offline", settings=settings, **about)
     finally:
         # W&B's own debug logs name folders; nobody needs them, and they would stay after a kill.

@@ -330,21 +330,3 @@ def test_an_interrupted_run_says_how_to_go_on(tiny_shards, tmp_path):
     assert running.returncode == 130, message
     assert "the same command continues" in message
     assert torch.load(last, weights_only=True)["progress"]["step"] >= 1
-
-
-def test_wandb_offline_holds_the_numbers_and_no_command_line(tiny_shards, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    run = tmp_path / "Doe_John_19500101"
-    extra = ["trainer.budget.steps=2", "tracking=offline", "cohort.exclude=[Doe_Jane]"]
-    command = arguments(tiny_shards, run, *REGRESSION, *extra)
-    done = _start(command)
-    message = done.communicate(timeout=200)[1].decode()
-    assert done.returncode == 0, message
-    files = list(run.glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 1
-    content = files[0].read_bytes()
-    assert b"validation/mae_hu" in content
-    assert b"Doe_John" not in content
-    written = [p for p in run.rglob("*") if p.is_file()]
-    assert len(written) > 5
-    assert not [p.name for p in written if b"Doe_Jane" in p.read_bytes()]
