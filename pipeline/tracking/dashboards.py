@@ -70,6 +70,7 @@ def save_workspace(workspace: Any) -> str:
         ConfigError: W&B cannot be reached, or refuses the key or the entity.
     """
     import requests
+
     import wandb
 
     try:

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import wandb
 from makers import configuration
 from wandb_server import wandb_server
 
+import wandb
 from pipeline.__main__ import main
 from pipeline.artifacts import read_json, write_json
 from pipeline.tracking.segments import logged, offline_files, read_records
@@ -42,6 +42,7 @@ def resumed(tiny_shards, tmp_path_factory) -> tuple[Path, dict[int, float]]:
         patch.setenv("WANDB_MODE", "offline")
         command = ["train", f"input={tiny_shards}", f"output={run}", *TRAINING]
         assert main(command) == 0
+        wandb.teardown()  # as at the end of a process: all is written
         (first,) = offline_files(run)
         before = values_of(history(first), "train/l1_loss")
         checkpoints = run / "checkpoints"
@@ -49,6 +50,7 @@ def resumed(tiny_shards, tmp_path_factory) -> tuple[Path, dict[int, float]]:
         write_json(run / "stage.json", {**read_json(run / "stage.json", what="stage"), "finished": False})
         first.write_bytes(first.read_bytes()[:-9])  # a kill leaves a record in half
         assert main(command) == 0
+        wandb.teardown()
     return run, before
 
 
@@ -124,6 +126,7 @@ def test_where_wandb_is_not_reached_the_run_stays_here_and_says_so(tmp_path, mon
     run = WandbRun(configuration("tracking=online", "model=regression"), tmp_path, "train")
     run.log({"train/l1_loss": 1.0}, 1)
     run.finish()
+    wandb.teardown()
     assert "kept offline" in capsys.readouterr().err
     (file,) = offline_files(tmp_path)
     assert values_of(history(file), "train/l1_loss") == {1: 1.0}
