@@ -64,10 +64,10 @@ def test_the_files_of_both_starts_are_one_run_and_no_step_is_in_both(resumed):
     assert losses == before and set(losses) == {1, 2, 3, 4, 5}
 
 
-def sync(address, *folders):
+def sync(address, place, *folders):
     environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "f" * 40, "WANDB_ERROR_REPORTING": "false"}
     command = [str(Path(sys.executable).with_name("wandb")), "sync", "--yes", *map(str, folders)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -79,7 +79,7 @@ def test_wandb_joins_them_to_one_curve_whether_it_sends_them_together_or_apart(r
     starts = sorted((tmp_path / "wandb").glob("offline-run-*"))
     with wandb_server() as (address, received):
         for folders in [starts] if together else [[start] for start in starts]:
-            sync(address, *folders)
+            sync(address, tmp_path, *folders)
     (name,) = received.history
     rows = received.rows(name)
     assert len(rows) == sum(len(history(file)) for file in offline_files(run))
