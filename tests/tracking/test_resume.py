@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 from makers import configuration
 from wandb_server import wandb_server
 
-import wandb
 from pipeline.__main__ import main
 from pipeline.artifacts import read_json, write_json
 from pipeline.tracking.segments import logged, offline_files, read_records
