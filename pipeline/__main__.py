@@ -29,8 +29,12 @@ VERBS = {
     "evaluate": ("pipeline.stages.evaluate", ("output",), "predictions and references to scores"),
     "report": ("pipeline.stages.report", ("input", "output"), "scores to a page"),
     "dashboard": ("pipeline.stages.dashboard", ("output",), "W&B workspaces from conf/dashboard/"),
+    "submit": ("pipeline.cluster.submit", ("output",), "the chain, or a verb, as SLURM jobs"),
+    "status": ("pipeline.cluster.status", ("input",), "how submitted jobs stand"),
+    "cancel": ("pipeline.cluster.cancel", ("input",), "end submitted jobs"),
 }
 MANY_INPUTS = ("evaluate", "report")
+IN_PARTS = ("simulate", "preprocess")
 # The machine's limits, not a fault of ours: one line says enough (and no path, which may name a patient).
 MACHINE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO, errno.ESTALE, errno.ELOOP, *FULL)
 USAGE = """cinevox VERB [name=value ...] [-i INPUT] [-o OUTPUT] [--dry-run] [--debug] [--help]
@@ -94,6 +98,8 @@ def _dispatch(arguments: list[str]) -> int:
             raise ConfigError(f"'cinevox {verb}' needs {name}=PATH")
     if len(config.input) > 1 and verb not in MANY_INPUTS:
         raise ConfigError(f"'cinevox {verb}' takes one input", value=len(config.input))
+    if config.part and verb not in IN_PARTS:
+        raise ConfigError(f"'cinevox {verb}' does not work in parts", allowed=", ".join(IN_PARTS))
     if dry_run:
         sys.stdout.write(json.dumps(plain(config), indent=1) + "\n")
     importlib.import_module(module).run(config.model_copy(update={"command": arguments}))

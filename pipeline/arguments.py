@@ -10,14 +10,16 @@ from pipeline.errors import ConfigError
 REPEATED = ("input", "prediction", "prediction_labels")
 PATH_KEYS = (*REPEATED, "output", "checkpoint", "reference", "mask", "reference_labels")
 SHORT = {"-i": "input", "-o": "output"}
+BARE = {"submit": "work", "status": "input", "cancel": "input"}  # what a verb's word without '=' is
 SWITCHES = {"cohort": {"--check": "cohort.check=true"}}  # a verb's own words for its settings
 
 
 def parse(arguments: list[str], verb: str = "") -> tuple[list[str], dict[str, object], bool]:
-    """Split a verb's arguments into Hydra overrides, paths (as they stand) and the dry-run flag."""
+    """Split a verb's arguments into Hydra overrides, what is taken as it stands (paths, part) and the dry-run flag."""
     switches = SWITCHES.get(verb, {})
     overrides: list[str] = []
     paths: dict[str, list[Path]] = {}
+    texts: dict[str, object] = {}
     dry_run = False
     queue = list(arguments)
     while queue:
@@ -33,6 +35,13 @@ def parse(arguments: list[str], verb: str = "") -> tuple[list[str], dict[str, ob
             paths.setdefault(SHORT[word], []).append(_path(word, queue.pop(0)))
         elif name in PATH_KEYS and equals:
             paths.setdefault(name, []).append(_path(name, value))
+        elif name == "part" and equals:
+            texts[name] = value
+        elif verb in BARE and not equals and not word.startswith("-"):
+            if BARE[verb] == "work":
+                texts["work"] = word
+            else:
+                paths.setdefault("input", []).append(_path("input", word))
         elif word.startswith("-"):
             raise ConfigError(
                 f"Unknown option '{word}'", allowed=", ".join(["-i, -o", *switches, "--dry-run, --debug, --help"])
@@ -42,7 +51,7 @@ def parse(arguments: list[str], verb: str = "") -> tuple[list[str], dict[str, ob
     for name, values in paths.items():
         if len(values) > 1 and name not in REPEATED:
             raise ConfigError(f"'{name}' is given twice")
-    return overrides, {n: v if n in REPEATED else v[0] for n, v in paths.items()}, dry_run
+    return overrides, {**texts, **{n: v if n in REPEATED else v[0] for n, v in paths.items()}}, dry_run
 
 
 def _path(name: str, value: str) -> Path:

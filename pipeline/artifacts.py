@@ -158,6 +158,11 @@ class Claim:
         self.folder, self.record, self.finished, self.continued = folder, record, finished, continued
         self._held = held  # for as long as the claim lives
 
+    def share(self) -> None:
+        """Let others claim the folder for the same settings: parts of one stage work side by side."""
+        if self._held is not None:
+            self._held.release()
+
     def finish(self, **results: Any) -> None:
         """Mark the folder as complete, with plain results worth keeping, and let others have it."""
         write_json(self.folder / STAGE_FILE, {**self.record, "finished": True, "results": results})
@@ -165,10 +170,13 @@ class Claim:
             self._held.release()
 
 
-def claim_output(folder: Path, verb: str, settings: Mapping[str, Any], *, force: bool = False) -> Claim:
+def claim_output(
+    folder: Path, verb: str, settings: Mapping[str, Any], *, force: bool = False, wait: bool = False
+) -> Claim:
     """Claim an output folder for ``verb`` made with ``settings`` (plain data that decides its content).
 
-    No other process can claim it until the claim is finished or this process is gone, killed or not.
+    No other process can claim it until the claim is finished or shared, or this process is gone, killed or not;
+    those that ``wait`` get it then.
 
     Returns:
         A claim; ``finished`` when the same stage with the same settings is complete there.
@@ -191,8 +199,7 @@ def claim_output(folder: Path, verb: str, settings: Mapping[str, Any], *, force:
     if old is not None and old.get("hash") == record["hash"] and old.get("finished"):
         # Not locked: nothing is left to write, and the folder may be a read-only one.
         return Claim(folder, old, None, finished=True, continued=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    held = lock(folder / LOCK_FILE, f"Output folder '{folder}'")
+    held = lock_output(folder, wait=wait)
     old = _earlier(folder, record, force=force)  # once more: only now nobody else changes it
     if old is not None and old.get("hash") == record["hash"]:
         return Claim(folder, old, held, finished=bool(old.get("finished")), continued=True)
@@ -200,6 +207,12 @@ def claim_output(folder: Path, verb: str, settings: Mapping[str, Any], *, force:
         record["forced"] = [*old.get("forced", []), difference(old.get("settings", {}), settings)]
     write_json(path, record)
     return Claim(folder, record, held, finished=False, continued=old is not None)
+
+
+def lock_output(folder: Path, *, wait: bool) -> Lock:
+    """Lock an output folder, which is made for it, before it is claimed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return lock(folder / LOCK_FILE, f"Output folder '{folder}'", wait=wait)
 
 
 def _earlier(folder: Path, record: Mapping[str, Any], *, force: bool) -> dict[str, Any] | None:

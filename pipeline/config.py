@@ -140,6 +140,9 @@ def _check_together(config: Config) -> None:
     stream = config.stream
     if config.source == config.target:
         raise ConfigError("Source and target are the same modality", value=config.source)
+    number, _, count = config.part.partition("/")
+    if count and int(number) > int(count):
+        raise ConfigError("There is no such part", value=config.part, allowed=f"1/{count} to {count}/{count}, or join")
     if 0 < stream.clip_limit < stream.clip_length:
         raise ConfigError("stream.clip_limit is below stream.clip_length", value=stream.clip_limit)
 
@@ -241,11 +244,11 @@ def _is_plain(value: Any) -> bool:
 
 def plain(config: Config) -> dict[str, Any]:
     """Return the configuration as plain data (no paths, no flags)."""
-    return config.model_dump(mode="json", exclude={*PATH_KEYS, "dry_run", "command"})
+    return config.model_dump(mode="json", exclude={*PATH_KEYS, "part", "work", "dry_run", "command"})
 
 
 def public(config: Config) -> dict[str, Any]:
     """Return what of the configuration goes into runs, checkpoints and trackers: all but ``cohort``, whose lists
-    and patterns may name patients, and ``dashboard``, which changes no result.
+    and patterns may name patients, and ``cluster`` and ``dashboard``, which change no result.
     """
-    return {key: value for key, value in plain(config).items() if key not in ("cohort", "dashboard")}
+    return {key: value for key, value in plain(config).items() if key not in ("cohort", "cluster", "dashboard")}

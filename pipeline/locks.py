@@ -45,12 +45,13 @@ _held: weakref.WeakValueDictionary[Path, Lock] = weakref.WeakValueDictionary()
 _registry = threading.Lock()
 
 
-def lock(path: Path, what: str) -> Lock:
+def lock(path: Path, what: str, *, wait: bool = False) -> Lock:
     """Lock a file, which is created for it; within one process those who ask for it share it.
 
     Args:
         path: The lock's file; its folder must exist.
         what: What is locked, for the message.
+        wait: Until whoever holds it lets go, however long.
 
     Raises:
         ArtifactError: Another process holds it.
@@ -60,16 +61,16 @@ def lock(path: Path, what: str) -> Lock:
     with _registry:
         mine = _held.get(path)
         if mine is None or not mine.held:
-            mine = _held[path] = Lock(path, _acquire(path, what))
+            mine = _held[path] = Lock(path, _acquire(path, what, wait=wait))
         return mine
 
 
-def _acquire(path: Path, what: str) -> int:
+def _acquire(path: Path, what: str, *, wait: bool) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _same_file(path, descriptor):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.cluster_settings import ClusterSettings
 from pipeline.dashboard_settings import DashboardSettings
 from pipeline.section import Section
 
@@ -376,6 +377,7 @@ class Config(Section):
     model: ModelSettings
     trainer: TrainerSettings
     tracking: TrackingSettings
+    cluster: ClusterSettings
     dashboard: dict[str, DashboardSettings]
     metrics: MetricsSettings
     translate: TranslateSettings
@@ -390,5 +392,7 @@ class Config(Section):
     mask: Path | None = None
     prediction_labels: list[Path] = Field(default_factory=list)  # one per prediction
     reference_labels: Path | None = None
+    part: Annotated[str, Field(pattern=r"^(join|[1-9]\d*/[1-9]\d*)?$")] = ""  # of a stage's cases; empty: all
+    work: str = ""  # what 'cinevox submit' submits: a verb, or the chain
     dry_run: bool = False
     command: list[str] = Field(default_factory=list)  # the words of the command line, for the ranks that it starts

@@ -101,7 +101,7 @@ def test_every_setting_that_a_message_or_a_page_names_is_one():
     for path in root.glob("pipeline/**/*.py"):
         tree = ast.walk(ast.parse(path.read_text()))
         texts[path] = "\n".join(n.value for n in tree if isinstance(n, ast.Constant) and isinstance(n.value, str))
-    files = ("json", "csv", "html", "css", "yaml")
+    files = ("json", "csv", "html", "css", "yaml", "md")
     words = {(path.name, word) for path, text in texts.items() for word in named.findall(text)}
     unknown = {(name, word) for name, word in words if not {word, f"{word.rpartition('.')[0]}.*"} & known}
     assert not {(name, word) for name, word in unknown if word.rpartition(".")[2] not in files}

@@ -16,6 +16,8 @@ Main options
 
 Intensities stay physical (int16 HU; MR int16 with its scale); window and normalisation belong to the training.
 Killed and started again it redoes only unfinished shards; the same inputs give the same bytes.
+part=K/N writes every N-th shard only, beside the other parts; part=join makes the index of what they wrote, and lists
+the cases that failed without failing itself.
 --dry-run prints the plan and writes nothing.
 """
 
@@ -32,14 +34,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from pipeline.artifacts import check_free_space, claim_output, content_hash, read_json, write_json
-from pipeline.errors import ArtifactError, CinevoxError, DataError
+from pipeline.artifacts import check_free_space, claim_output, content_hash, lock_output
+from pipeline.errors import CinevoxError, DataError
 from pipeline.imaging.film import PADDING_HU, grid_from
 from pipeline.locks import die_with_parent
-from pipeline.preparation.case import TooShortError, prepare_film
+from pipeline.parts import JOIN, share_of, write_note
 from pipeline.preparation.fingerprint import fingerprint_case
 from pipeline.preparation.memory import case_voxels, job_bytes, training_memory, worker_bytes
 from pipeline.preparation.plan import make_plan
+from pipeline.preparation.shards import ShardTask, failed, is_done, reference_of, shard_note, write_task
 from pipeline.progress import say, track
 from pipeline.records import (
     Case,
@@ -48,17 +51,11 @@ from pipeline.records import (
     Excluded,
     Fingerprint,
     Plan,
-    ShardCase,
-    ShardFile,
     ShardIndex,
     ShardModality,
 )
 from pipeline.settings import Config, PreprocessSettings
-from pipeline.stream.shard import Film
-from pipeline.stream.store import is_whole, write_shard
 from pipeline.tracking.stage import track_stage
-
-_SKIPPED = "skipped: "
 
 
 _Job = TypeVar("_Job")
@@ -75,6 +72,9 @@ def run(config: Config) -> None:
     reference = config.target if config.target in modalities else sorted(modalities)[0]
     # A task carries its own cases only: a large cohort would be sent once per shard.
     place = cohort.model_copy(update={"cases": [], "excluded": [], "made_by": {}})
+    working, joining = bool(config.part) and config.part != JOIN, config.part == JOIN
+    if working and not config.dry_run:
+        planning = lock_output(output, wait=True)  # one part plans, the others read its plan
     plan, fingerprint = _plan(config, cohort, place, reference, modalities[reference])
     settings = config.preprocess.model_copy(
         update={"spacing_mm": plan.spacing_mm, "size": plan.size, "memory_gib": plan.memory_gib}
@@ -97,39 +97,56 @@ def run(config: Config) -> None:
         "modalities": sorted(modalities),
         "schema": ShardIndex.model_fields["schema_version"].default,  # shards of an older version are not continued
     }
-    claim = claim_output(output, "preprocess", decides)
+    claim = claim_output(output, "preprocess", decides, wait=working)
     names = [f"shard-{i:05d}" for i in range(len(groups))]
-    if claim.finished and (output / ShardIndex.FILE).is_file() and all(_is_done(output, n, quick=True) for n in names):
+    if claim.finished and (output / ShardIndex.FILE).is_file() and all(is_done(output, n, quick=True) for n in names):
         say(f"'{output}' is finished already; nothing to do")
         return
     if fingerprint is not None:
         fingerprint.save(output)
     plan.save(output)
+    if working:
+        claim.share()
+        planning.release()
     cohort_path = (folder / Cohort.FILE if folder.is_dir() else folder).resolve()
     tasks = [
-        _Task(place, group, plan, settings, tuple(modalities), reference, output, names[i], i)
+        ShardTask(place, group, plan, settings, tuple(modalities), reference, output, names[i], i)
         for i, group in enumerate(groups)
     ]
-    todo = [task for task in tasks if not _is_done(output, task.name)]
+    tasks = share_of(tasks, config.part)
+    todo = [task for task in tasks if not is_done(output, task.name)]
     if len(todo) < len(tasks):
         say(f"Continuing: {len(tasks) - len(todo)} of {len(tasks)} shards are there")
     check_free_space(output, _estimate([case for task in todo for case in task.cases], plan, len(modalities)))
-    for _ in _in_processes(_write, todo, workers, "preprocess"):
+    for _ in _in_processes(write_task, todo, workers, "preprocess"):
         pass
-    excluded = _join(cohort_path, cohort.folds, modalities, plan, settings, output, names, decides)
+    if working:
+        left_out = [case for task in tasks for case in failed(shard_note(output, task.name)[2])]
+        write_note(output, config.part, {case.case_id: case.reason for case in left_out})
+        _refuse(left_out, sum(len(task.cases) for task in tasks))
+        return
+    excluded = _join(cohort_path, cohort.folds, modalities, plan, settings, output, names, groups, decides)
     say(f"Shards of {len(cohort.cases) - len(excluded)} cases in '{output}'")
     size = sum(shard.bytes for shard in ShardIndex.load(output).shards) / 1e6
     counted = {"cases": len(cohort.cases) - len(excluded), "excluded": len(excluded), "megabytes": size}
     track_stage(config, "preprocess", counted, cohort=decides["cohort"])
-    refused = [e for e in excluded if not e.reason.startswith(_SKIPPED)]
+    refused = failed(excluded)
+    if joining and refused:
+        for case in refused:
+            say(f"Left out: {case.case_id}: {case.reason}")
+        return
+    _refuse(refused, len(cohort.cases))
+    # Only now: a run that left cases out by an error is not finished, and its rerun says so again.
+    claim.finish(cases=len(cohort.cases) - len(excluded), excluded=len(excluded))
+
+
+def _refuse(refused: list[Excluded], count: int) -> None:
     if refused:
         raise DataError(
-            f"{len(refused)} of {len(cohort.cases)} cases were left out (the others are written): "
+            f"{len(refused)} of {count} cases were left out (the others are written): "
             + "; ".join(f"{e.case_id}: {e.reason}" for e in refused[:10]),
             remedy="The same command tries them again",
         )
-    # Only now: a run that left cases out by an error is not finished, and its rerun says so again.
-    claim.finish(cases=len(cohort.cases) - len(excluded), excluded=len(excluded))
 
 
 def _in_processes(function: Callable[[_Job], _Result], jobs: list[_Job], workers: int, label: str) -> Iterator[_Result]:
@@ -186,7 +203,7 @@ def _plan(config: Config, cohort: Cohort, place: Cohort, reference: str, unit: s
             return earlier, None
     fingerprint = None
     if settings.spacing_mm is None or settings.size is None:
-        looks = [_Look(place, case, _reference(case, reference), settings.body_threshold_hu) for case in cohort.cases]
+        looks = [_Look(place, case, reference_of(case, reference), settings.body_threshold_hu) for case in cohort.cases]
         found = list(_in_processes(_look, looks, config.workers, "fingerprint"))
         fingerprint = Fingerprint(
             schema=1,
@@ -245,11 +262,6 @@ def _modalities(cohort: Cohort, pair: tuple[str, str], paired: bool) -> dict[str
     return {name: units[name] for name in sorted(common if paired else units)}
 
 
-def _reference(case: Case, reference: str) -> str:
-    """Return the modality that decides a case's grid: the cohort's reference, or another one of a case without it."""
-    return reference if reference in case.volumes else sorted(case.volumes)[0]
-
-
 def _groups(cohort: Cohort, patients: int) -> list[list[Case]]:
     """Group cases by patient, so many patients to a shard; the order is that of the case ids."""
     by_patient: dict[str, list[Case]] = {}
@@ -283,74 +295,7 @@ def _content(cohort: Cohort) -> dict[str, Any]:
     }
 
 
-# --- One shard, in a process of its own --------------------------------------------------------------------------
-
-
-class _Task(NamedTuple):
-    cohort: Cohort
-    cases: list[Case]
-    plan: Plan
-    settings: PreprocessSettings
-    modalities: tuple[str, ...]
-    reference: str
-    output: Path
-    name: str
-    number: int
-
-
-def _write(task: _Task) -> None:
-    """Write one shard and, last, the note that it is complete."""
-    cohort, cases, plan, settings, modalities, reference, output, name, number = task
-    facts: list[dict[str, Any]] = []
-    excluded: list[dict[str, str]] = []
-
-    def films() -> Iterator[Film]:
-        for case in cases:
-            try:
-                own = [name for name in modalities if name in case.volumes]
-                film, about = prepare_film(cohort, case, plan, settings, own, _reference(case, reference))
-            except CinevoxError as error:
-                skip = isinstance(error, TooShortError) and settings.short_cases == "skip"
-                excluded.append({"case_id": case.case_id, "reason": (_SKIPPED if skip else "") + str(error)})
-                continue
-            facts.append(
-                {
-                    "case_id": case.case_id,
-                    "patient": case.patient,
-                    "split": case.split,
-                    "fold": case.fold,
-                    "shard": number,
-                    **about,
-                }
-            )
-            yield film
-
-    shard = write_shard(output, name, films(), settings.codec, settings.store)
-    cases_ = [ShardCase.model_validate(fact).model_dump(mode="json") for fact in facts]
-    write_json(output / f"{name}.json", {"shard": shard.model_dump(), "cases": cases_, "excluded": excluded})
-
-
-def _is_done(output: Path, name: str, *, quick: bool = False) -> bool:
-    """Whether a shard's note is there, no case of it failed, and its files are those that it speaks of.
-
-    ``quick`` compares their sizes and leaves out the checksums.
-    """
-    try:
-        shard, _, excluded = _note(output, name)
-    except (ArtifactError, LookupError, TypeError, ValueError):
-        return False
-    if any(not case.reason.startswith(_SKIPPED) for case in excluded):
-        return False
-    return is_whole(output, shard, quick=quick)
-
-
-def _note(output: Path, name: str) -> tuple[ShardFile, list[ShardCase], list[Excluded]]:
-    data = read_json(output / f"{name}.json", what="shard note")
-    return (
-        ShardFile.model_validate(data["shard"]),
-        [ShardCase.model_validate(case) for case in data["cases"]],
-        [Excluded.model_validate(case) for case in data["excluded"]],
-    )
+# --- The index ----------------------------------------------------------------------------------------------------
 
 
 def _join(
@@ -361,12 +306,20 @@ def _join(
     settings: PreprocessSettings,
     output: Path,
     names: list[str],
+    groups: list[list[Case]],
     decides: dict[str, Any],
 ) -> list[Excluded]:
-    """Write the index over all shards; return the cases that were left out."""
+    """Write the index over all shards; return the cases that were left out.
+
+    A shard that is not there belongs to a part that did not end.
+    """
     shards, cases, excluded = [], [], []
-    for name in names:
-        shard, of_shard, left_out = _note(output, name)
+    for name, group in zip(names, groups, strict=True):
+        if not (output / f"{name}.json").is_file():
+            reason = "the part that prepares it did not end"
+            excluded += [Excluded(case_id=case.case_id, reason=reason) for case in group]
+            continue
+        shard, of_shard, left_out = shard_note(output, name)
         if of_shard:
             shards.append(shard)
             cases += [case.model_copy(update={"shard": len(shards) - 1}) for case in of_shard]

@@ -12,6 +12,9 @@ out with its reason, the others go on, and the command ends with exit code 2. A 
 simulate.training_bodies='[{size: 1}, {size: 0.8, soft_tissue_hu: -20}]' scans training patients also as other bodies:
 slimmer or larger, or with less or more contrast in muscle and organs (CASE_b2, CASE_b3, ...).
 
+part=K/N simulates every N-th case only, beside the other parts; part=join makes cohort.json of what they made, and
+lists the cases that failed without failing itself.
+
 Main options: simulate.axial=split|crop, simulate.spacing_mm, simulate.photons_per_mm2, simulate.scatter_to_primary,
 simulate.motion_mm, simulate.pictures, seed, workers (threads), --dry-run.
 """
@@ -42,6 +45,8 @@ from pipeline.imaging.film import grid_record
 from pipeline.imaging.mask import body_mask
 from pipeline.imaging.resample import resample
 from pipeline.io import read_volume, write_volume
+from pipeline.locks import lock
+from pipeline.parts import JOIN, left_out_by_parts, share_of, write_note
 from pipeline.progress import say, track
 from pipeline.records import CASE_ID, Case, Cohort, Excluded, VolumeFile
 from pipeline.settings import Body, Config
@@ -90,22 +95,34 @@ def run(config: Config) -> None:
         "seed": config.seed,
         "cohort": content_hash([_content(case) for case in cohort.cases]),
     }
-    claim = claim_output(output, "simulate", settings)
+    working, joining = bool(config.part) and config.part != JOIN, config.part == JOIN
+    claim = claim_output(output, "simulate", settings, wait=working)
     if claim.finished:
         say(f"'{output}' is finished: nothing to do.")
         _refuse(Cohort.load(output).excluded[len(cohort.excluded) :], output)
         return
+    if working:
+        claim.share()
+        cases = share_of(cases, config.part)
     check_free_space(output, voxels * _BYTES_PER_VOXEL)
     started = time.monotonic()
     work = _Work(config, cohort, output, bodies)
     done: list[Case] = []
     refused: list[Excluded] = []
+    known = left_out_by_parts(output) if joining else {}
     for case in track(cases, "simulate", len(cases)):
         try:
-            done += work.simulate(case, names[case.case_id])
+            ids = names[case.case_id]
+            done += work.finished(case, ids, known) if joining else work.simulate(case, ids)
         except DataError as error:
             say(f"Left out: {error}")
             refused.append(Excluded(case_id=case.case_id, reason=str(error)))
+    if working:
+        write_note(output, config.part, {e.case_id: e.reason for e in refused})
+        _refuse(refused, output)
+        return
+    if joining and not done:
+        raise DataError("No case could be simulated", value=refused[0].reason if refused else None)
     notes = _notes(cohort)
     made_by: dict[str, Any] = {"verb": "simulate", "cinevox": __version__, **settings, "notes": notes}
     if work.calibration is not None:
@@ -119,13 +136,15 @@ def run(config: Config) -> None:
         excluded=[*cohort.excluded, *refused],
         made_by=made_by,
     ).save(output)
-    claim.finish(scans=len(done), refused=len(refused))
+    if not joining or {e.case_id for e in refused} <= known.keys():  # else a part never ended, and may yet
+        claim.finish(scans=len(done), refused=len(refused))
     counted = {"scans": len(done), "refused": len(refused), "seconds": time.monotonic() - started}
     track_stage(config, "simulate", counted, cohort=str(settings["cohort"]))
     for note in notes:
         say(note)
     say(f"Simulated {len(done)} scan(s) of {len(cases) - len(refused)} case(s) into '{output}'.")
-    _refuse(refused, output)
+    if not joining:
+        _refuse(refused, output)
 
 
 def as_bodies(cases: list[Case], config: Config) -> tuple[list[Case], dict[str, Body]]:
@@ -181,20 +200,23 @@ class _Work:
 
     def __init__(self, config: Config, cohort: Cohort, output: Path, bodies: dict[str, Body]) -> None:
         self.config, self.cohort, self.output, self.bodies = config, cohort, output, bodies
-        self.calibration: Calibration | None = None
+        self.calibration = self._kept()
         self._simulator: Simulator | None = None
-        if (output / _CALIBRATION_FILE).exists():
-            record = read_json(output / _CALIBRATION_FILE, what="calibration of the simulated scanner")
-            self.calibration = Calibration(**record)
+
+    def _kept(self) -> Calibration | None:
+        path = self.output / _CALIBRATION_FILE
+        return Calibration(**read_json(path, what="calibration of the simulated scanner")) if path.exists() else None
 
     def simulator(self) -> Simulator:
         """Return the calibrated scanner; its calibration is kept, so that a continued run has the same."""
         if self._simulator is None:
             say("Loading RTK and scanning the water cylinder (about half a minute).")
             simulate = self.config.simulate
-            self._simulator = Simulator(simulate, self.config.seed, self.config.workers, self.calibration)
+            held = lock(self.output / f".{_CALIBRATION_FILE}.lock", "The calibration", wait=True)  # of several parts
+            self._simulator = Simulator(simulate, self.config.seed, self.config.workers, self._kept())
             self.calibration = self._simulator.calibration
             write_json(self.output / _CALIBRATION_FILE, self.calibration.exact())
+            held.release()
             found = self.calibration
             say(
                 f"Water {found.water_centre_hu:+.1f} HU, air {found.air_hu:+.1f} HU, "
@@ -208,6 +230,24 @@ class _Work:
         Raises:
             DataError: The volume cannot be read, or it cuts the body.
         """
+        held = lock(self.output / f".{case.case_id}.lock", f"Case '{case.case_id}'")
+        try:
+            return self._simulate(case, ids)
+        finally:
+            held.release()
+
+    def finished(self, case: Case, ids: list[str], left_out: dict[str, str]) -> list[Case]:
+        """Return the records of a case's scans that parts made.
+
+        Raises:
+            DataError: They left it out, or none of them came to it.
+        """
+        found = [record for name in ids if (record := self._finished(name)) is not None]
+        if len(found) < len(ids):
+            raise DataError(left_out.get(case.case_id, f"The part with case '{case.case_id}' did not end"))
+        return found
+
+    def _simulate(self, case: Case, ids: list[str]) -> list[Case]:
         found = [self._finished(name) for name in ids]
         if all(found):
             return [record for record in found if record is not None]

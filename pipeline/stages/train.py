@@ -15,6 +15,7 @@ Main options
   fold=K                                              cross-validation: leave fold K for the test, the next to validate
   tracking=offline|online|none                        W&B; see docs/how-to/dashboards.md
 
+SIGUSR1 and SIGTERM end it at the end of a step, saved, with exit code 75: the same command goes on.
 The same command continues an unfinished run at exactly the next sample, also on another number of ranks;
 trainer.resume=true insists that there is one. Changed settings are refused with their difference; trainer.force=true
 takes them and records it.
@@ -65,7 +66,10 @@ from pipeline.training.precision import (
     lightning_plugin,
     resolve_precision,
 )
+from pipeline.training.preemption import Preemption, Warned, warned
 from pipeline.training.ranks import (
+    TO_BE_CONTINUED,
+    StartedRanks,
     decided_by_the_first,
     has_launcher,
     joined,
@@ -179,8 +183,8 @@ def _claim_and_fit(
     decided = decided_by_the_first(decide)
     if decided["finished"]:
         return
-    with share_bar("train") as show:
-        _fit(config, store, data, method, output, decided, show, device, precision)
+    with share_bar("train") as show, warned() as told:
+        _fit(config, store, data, method, output, decided, show, device, precision, told)
     for claim in claims:
         claim.finish()
     say(f"Run finished: '{output}'")
@@ -212,6 +216,7 @@ def _fit(
     show: Callable[[float], None],
     device: torch.device,
     precision: Precision,
+    told: Warned,
 ) -> None:
     settings, here = config.trainer, this_rank()
     if precision == "bf16-mixed" and not has_native_bf16(device):
@@ -234,6 +239,7 @@ def _fit(
     budget = Budget(settings.budget, settings.nan_limit, show)
     checkpoints = Checkpoints(run, record, budget, every=settings.checkpoint_steps, keep_every=settings.keep_every)
     validation = Validation(store, config, run, budget, checkpoints)
+    preemption = Preemption(told, budget, checkpoints)
     if decided["progress"] is not None:
         budget.restore(decided["progress"])
         say(f"Continuing at step {budget.step}, {duration(budget.seconds)} of training so far")
@@ -252,9 +258,15 @@ def _fit(
             devices=settings.devices,
             num_nodes=settings.nodes,
             strategy=strategy_for(here),
-            plugins=[lightning_plugin(precision, device)],
+            plugins=[lightning_plugin(precision, device), StartedRanks(here)],
             logger=loggers,
-            callbacks=[budget, EpochLine(budget, validation, config.tracking.log_every), validation, checkpoints],
+            callbacks=[
+                budget,
+                EpochLine(budget, validation, config.tracking.log_every),
+                validation,
+                checkpoints,
+                preemption,
+            ],
             max_epochs=-1,
             log_every_n_steps=config.tracking.log_every,
             enable_checkpointing=False,
@@ -275,6 +287,8 @@ def _fit(
                 raise
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if preemption.stopped:
+        raise SystemExit(TO_BE_CONTINUED)
 
 
 def _loggers(config: Config, store: SliceStore, run: Path, budget: Budget) -> list[Any]:

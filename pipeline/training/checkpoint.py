@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from pipeline import __version__
-from pipeline.artifacts import atomic_path
+from pipeline.artifacts import atomic_path, write_json
 from pipeline.config import build, public
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.progress import say
@@ -34,6 +34,7 @@ LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
 SNAPSHOT = "not-finite.ckpt"
+PROGRESS = "progress.json"  # of last.ckpt, for those who only want to know how far it is
 _COPIES = 4  # last, previous, best, and the one that is being written
 
 
@@ -152,6 +153,22 @@ def load_method(data: dict[str, Any], allowed: Sequence[str] = ()) -> pl.Lightni
     return module.eval()
 
 
+def _read_back(path: Path) -> None:
+    """Compare what was written with its checksums, before it takes the place of what is good.
+
+    Raises:
+        CheckpointError: It came out differently.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(
+            "A checkpoint was not written as it is in memory; the last good one stays",
+            value=f"'{damaged}' has another checksum",
+            remedy="Check the disk; the same command continues from the last good one",
+        )
+
+
 class Checkpoints(pl.Callback):
     """Writes last, best and every N steps, at the end of a step; keeps what a resume needs beside Lightning's state."""
 
@@ -211,6 +228,9 @@ class Checkpoints(pl.Callback):
             return
         self._write(trainer, LAST, before=lambda: self._link(PREVIOUS))
         self._saved = self.budget.step
+        if trainer.is_global_zero:
+            progress = {"schema": 1, **self.budget.progress(), "share": self.budget.share}
+            write_json(self.folder / PROGRESS, progress)
 
     def _write(self, trainer: pl.Trainer, name: str, before: Callable[[], None] = lambda: None) -> None:
         if not trainer.is_global_zero:
@@ -218,6 +238,7 @@ class Checkpoints(pl.Callback):
             return
         with atomic_path(self.folder / name) as partial:
             trainer.save_checkpoint(partial, weights_only=False)
+            _read_back(partial)
             before()
 
     def save_if_best(self, trainer: pl.Trainer, value: float) -> bool:

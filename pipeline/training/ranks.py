@@ -17,12 +17,21 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
 from pipeline.errors import ConfigError, TrainingError
 
 T = TypeVar("T")
 _LAUNCHER = "CINEVOX_LAUNCHER"  # process id of the launcher that a rank belongs to
 _GRACE_SECONDS = 5.0
+# EX_TEMPFAIL of sysexits.h: what was saved stays, and the same command continues. slurm/job.sh requeues such a job.
+TO_BE_CONTINUED = 75
+
+
+class RankLostError(TrainingError):
+    """Another rank is gone: a job goes on from the last checkpoint, as often as ``trainer.attempts`` allows."""
+
+    exit_code = TO_BE_CONTINUED
 
 
 @dataclass(frozen=True)
@@ -187,8 +196,6 @@ def joined(device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
         return
     end_with_the_launcher()
     if "MASTER_ADDR" not in os.environ:
-        from pytorch_lightning.plugins.environments import SLURMEnvironment
-
         slurm = SLURMEnvironment(auto_requeue=False)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm.main_address, str(slurm.main_port)
     if device.type == "cuda":
@@ -203,13 +210,63 @@ def joined(device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
         yield here
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "onnection" in str(error) or "gloo" in str(error):
-            raise TrainingError(
+            raise RankLostError(
                 f"Rank {here.rank} lost the connection to the others",
                 remedy="Another rank ended: look for its message; the same command continues",
             ) from error
         raise
     finally:
         dist.destroy_process_group()
+
+
+class StartedRanks(ClusterEnvironment):
+    """The ranks as Lightning asks for them: it neither starts any nor looks for SLURM, whose jobs it would requeue."""
+
+    def __init__(self, here: Ranks) -> None:
+        super().__init__()
+        self.here = here
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Srun, torchrun or our own launcher started them."""
+        return True
+
+    @property
+    def main_address(self) -> str:
+        """Where the first rank listens."""
+        return os.environ.get("MASTER_ADDR", "127.0.0.1")
+
+    @property
+    def main_port(self) -> int:
+        """Its port; nobody asks for it where there is one rank."""
+        return int(os.environ.get("MASTER_PORT", 0))
+
+    @staticmethod
+    def detect() -> bool:
+        """Never found by itself: it is given."""
+        return False
+
+    def world_size(self) -> int:
+        """All ranks."""
+        return self.here.count
+
+    def set_world_size(self, size: int) -> None:
+        """Nothing: it is what was started."""
+
+    def global_rank(self) -> int:
+        """This rank."""
+        return self.here.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Nothing: it is what was started."""
+
+    def local_rank(self) -> int:
+        """This rank within its node."""
+        return self.here.local
+
+    def node_rank(self) -> int:
+        """This rank's node."""
+        return self.here.rank // self.here.local_count
 
 
 def strategy_for(here: Ranks) -> Any:

@@ -1,0 +1,1 @@
+"""SLURM: the jobs of a chain, what is submitted of them, and how they stand."""

@@ -1,0 +1,110 @@
+"""From patients to a report as jobs: which there are, what each needs, where its output goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.cluster.job import Job
+from pipeline.errors import ConfigError
+from pipeline.settings import Config
+
+# What one job can do for itself; the others read or write no folder of their own.
+VERBS = ("cohort", "simulate", "preprocess", "convert", "train", "translate", "evaluate", "report")
+_GPU = ("train", "translate")
+
+
+def chain(config: Config, overrides: Sequence[str]) -> list[Job]:
+    """Return the jobs of the whole chain, in order, into folders below ``config.output``.
+
+    Args:
+        config: ``input`` is the patients' folder, none for phantoms.
+        overrides: Settings of the command line, which every verb is given.
+    """
+    assert config.output is not None
+    top, jobs = config.output.absolute(), list[Job]()
+    source = [f"input={path.absolute()}" for path in config.input]
+    place = {name: top / name for name in ("cohort", "simulated", "shards", "run", "translated", "scores", "report")}
+
+    def add(verb: str, words: Sequence[str], output: str, after: Sequence[str]) -> None:
+        jobs.append(_job(config, verb, [*words, f"output={place[output]}"], overrides, place[output], after))
+
+    def add_parts(verb: str, words: Sequence[str], output: str, after: str) -> str:
+        """Add an array over the cases, and the job that joins what it made, whichever of its tasks failed."""
+        parts, join = f"{verb}-parts", f"{verb}-join"
+        common = [*words, f"output={place[output]}"]
+        count = config.cluster.parts
+        jobs.append(_job(config, verb, common, overrides, place[output], (after,), name=parts, parts=count))
+        jobs.append(_job(config, verb, [*common, "part=join"], overrides, place[output], (after, parts), name=join))
+        return join
+
+    add("cohort", source, "cohort", ())
+    last, volumes = "cohort", place["cohort"]
+    if simulates(config):
+        last, volumes = add_parts("simulate", [f"input={volumes}"], "simulated", last), place["simulated"]
+    last = add_parts("preprocess", [f"input={volumes}"], "shards", last)
+    add("train", [f"input={place['shards']}"], "run", (last,))
+    add("translate", [f"checkpoint={place['run']}", f"input={place['shards']}"], "translated", ("train",))
+    add("evaluate", [f"input={place['translated']}"], "scores", ("translate",))
+    add("report", [f"input={place['scores']}"], "report", ("evaluate",))
+    return jobs
+
+
+def single(config: Config, overrides: Sequence[str]) -> list[Job]:
+    """Return the one job of a verb, with the command line's own paths made absolute.
+
+    Raises:
+        ConfigError: No output, or a verb that is none.
+    """
+    if config.work not in VERBS:
+        raise ConfigError("Nothing that can be submitted", value=config.work, allowed="chain, " + ", ".join(VERBS))
+    assert config.output is not None
+    words = [
+        f"{name}={path.absolute()}"
+        for name in ("input", "checkpoint", "prediction", "reference", "mask", "prediction_labels", "reference_labels")
+        for path in _paths(config, name)
+    ]
+    output = config.output.absolute()
+    return [_job(config, config.work, [*words, f"output={output}"], overrides, output, ())]
+
+
+def simulates(config: Config) -> bool:
+    """Whether cone-beam CT has to be simulated: it is the source, and the patients have none."""
+    if config.source != "cbct":
+        return False
+    if not config.input:
+        return config.source not in config.cohort.modalities
+    if config.cohort.modality is not None:
+        return config.cohort.modality != config.source
+    return not any(next(path.glob(f"*/{config.source}.*"), None) for path in config.input)
+
+
+def _job(
+    config: Config,
+    verb: str,
+    paths: Sequence[str],
+    overrides: Sequence[str],
+    output: Path,
+    after: Sequence[str],
+    name: str = "",
+    parts: int = 0,
+) -> Job:
+    gpu, trainer = verb in _GPU, config.trainer
+    own = [word for word in overrides if word.partition("=")[0].partition(".")[0].lstrip("+~") != "cluster"]
+    cpus = [] if gpu else [f"workers={config.cluster.cpu.cpus}"]  # first: what the user says of it comes later
+    return Job(
+        name=name or verb,
+        verb=verb,
+        words=(*cpus, *own, *paths),
+        output=output,
+        after=tuple(after),
+        parts=parts,
+        gpu=gpu,
+        nodes=trainer.nodes if verb == "train" else 1,
+        ranks=trainer.devices if verb == "train" else 1,
+    )
+
+
+def _paths(config: Config, name: str) -> list[Path]:
+    found = getattr(config, name)
+    return found if isinstance(found, list) else [found] if found is not None else []

@@ -1,0 +1,79 @@
+"""How the jobs of an output stand.
+
+    cinevox status OUTPUT
+
+Reads   OUTPUT/jobs/jobs.json of a chain, or OUTPUT.jobs/jobs.json of a verb, and the folders of its stages
+Writes  nothing
+
+A line per job: what SLURM says of it, cases that were left out, and of a training its last checkpoint, steps per
+second and the time left. A job that SLURM has forgotten has 'finished' if its folder says so, else 'ended'.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from pipeline.artifacts import read_json
+from pipeline.cluster import slurm
+from pipeline.cluster.record import Jobs, SubmittedJob, find_jobs, finished
+from pipeline.parts import left_out_by_parts
+from pipeline.progress import duration
+from pipeline.settings import Config
+
+_PROGRESS = Path("checkpoints") / "progress.json"
+
+
+def run(config: Config) -> None:
+    """Print how the jobs of ``config.input[0]`` stand.
+
+    Raises:
+        ArtifactError: Nothing was submitted for it.
+    """
+    _, record = find_jobs(config.input[0])
+    standings = slurm.standings([job.number for job in record.jobs if job.number])
+    for line in lines(record, standings):
+        sys.stdout.write(line + "\n")
+
+
+def lines(record: Jobs, standings: dict[str, slurm.Standing]) -> list[str]:
+    """Return a line per job: name, number, state, and what is known beside it."""
+    rows = [(job.name, job.number or "-", _state(job, standings.get(job.number)), _details(job)) for job in record.jobs]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    padded = (
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+    )
+    return [line.rstrip() for line in padded]
+
+
+def _state(job: SubmittedJob, standing: slurm.Standing | None) -> str:
+    if standing is not None and standing.alive:
+        return f"{standing} ({standing.reason})" if standing.reason else str(standing)
+    if finished(Path(job.output)):
+        return "finished"
+    if standing is not None:
+        return str(standing)
+    return "ended" if job.number else "not submitted"
+
+
+def _details(job: SubmittedJob) -> str:
+    output = Path(job.output)
+    if job.verb == "train":
+        return _training(output)
+    left_out = left_out_by_parts(output) if job.parts else {}
+    return f"{len(left_out)} case(s) left out: {', '.join(sorted(left_out)[:8])}" if left_out else ""
+
+
+def _training(run: Path) -> str:
+    path = run / _PROGRESS
+    if not path.is_file():
+        return ""
+    progress = read_json(path, what="progress of the training")
+    step, seconds, share = progress["step"], progress["seconds"], progress["share"]
+    words = [f"step {step}, saved {duration(max(0.0, time.time() - path.stat().st_mtime))} ago"]
+    if seconds > 0:
+        words.append(f"{step / seconds:.3g} steps/s")
+    if 0 < share < 1:
+        words.append(f"{duration(seconds / share * (1 - share))} left from there")
+    return ", ".join(words)

@@ -1,0 +1,109 @@
+"""The whole chain, or one verb, as SLURM jobs.
+
+    cinevox submit experiment=NAME cluster=NAME input=PATIENTS output=CHAIN
+    cinevox submit VERB cluster=NAME input=... output=...
+
+Reads   what the verbs read; of a chain input=PATIENTS (none for phantoms)
+Writes  CHAIN/{cohort,simulated,shards,run,translated,scores,report}, CHAIN/jobs/ (jobs.json and the jobs' logs);
+        of a single verb its output, and beside it OUTPUT.jobs/
+
+Simulating and preprocessing are arrays of cluster.parts tasks that share the cases; a join lists the cases that
+failed and goes on with the others. Cone-beam CT is simulated where it is the source and the patients have none.
+Training has trainer.nodes x trainer.devices tasks; it saves before the time limit or when it is preempted, and goes
+on by itself at exactly the next sample.
+
+A second submit of the same run submits what is missing: not what has finished, waits or runs.
+
+Main options: cluster=NAME (conf/cluster/NAME.yaml), cluster.account, cluster.parts, cluster.gpu.time,
+--dry-run (prints every job, submits nothing).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline.arguments import parse
+from pipeline.artifacts import difference
+from pipeline.cluster import slurm
+from pipeline.cluster.chain import chain, single
+from pipeline.cluster.job import Job, sbatch_words, text
+from pipeline.cluster.record import Jobs, SubmittedJob, finished, jobs_folder
+from pipeline.errors import ArtifactError, ConfigError
+from pipeline.locks import lock
+from pipeline.parts import missing_parts
+from pipeline.progress import say
+from pipeline.settings import Config
+
+
+def run(config: Config) -> None:
+    """Submit what is missing of a chain or a verb.
+
+    Raises:
+        ConfigError: SLURM is not here or refuses a job, or there is nothing of that name to submit.
+        ArtifactError: The output was submitted with other settings.
+    """
+    assert config.output is not None
+    work = config.work or "chain"
+    overrides, _, _ = parse(config.command[1:], "submit")
+    if any(not word.isprintable() for word in overrides):
+        raise ConfigError("A setting holds a newline or another control character")
+    jobs = chain(config, overrides) if work == "chain" else single(config, overrides)
+    folder = jobs_folder(config.output, work)
+    if config.dry_run:
+        for job in jobs:
+            waits = _conditions(job, jobs, {name: f"<{name}>" for name in job.after})
+            sys.stdout.write(f"\n# {job.name}\n{text(sbatch_words(job, config.cluster, folder, waits))}\n")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    held = lock(folder / ".submit.lock", f"The jobs of '{config.output}'")
+    record = _record(folder, work, jobs)
+    standings = slurm.standings([job.number for job in record.jobs if job.number])
+    waiting: dict[str, str] = {}  # what later jobs have to wait for
+    for job, noted in zip(jobs, record.jobs, strict=True):
+        standing = standings.get(noted.number)
+        if standing is not None and standing.alive:
+            say(f"{job.name}: job {noted.number} is {standing}")
+            waiting[job.name] = noted.number
+            continue
+        tasks = missing_parts(job.output, job.parts) if job.parts else []
+        if finished(job.output) or (job.parts and not tasks):
+            say(f"{job.name}: finished")
+            continue
+        words = sbatch_words(job, config.cluster, folder, _conditions(job, jobs, waiting), tasks)
+        noted.number = waiting[job.name] = slurm.submit(words)
+        record.save(folder)
+        say(f"{job.name}: submitted as job {noted.number}")
+    held.release()
+
+
+def _conditions(job: Job, jobs: Sequence[Job], waiting: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what a job waits for: a good end of the others, any end of an array, whose join lists what failed."""
+    arrays = {other.name for other in jobs if other.parts}
+    found: dict[str, list[str]] = {}
+    for name in job.after:
+        if name in waiting:
+            found.setdefault("afterany" if name in arrays else "afterok", []).append(waiting[name])
+    return found
+
+
+def _record(folder: Path, work: str, jobs: Sequence[Job]) -> Jobs:
+    """Return the record of an earlier submit, or a new one."""
+    settings = sorted(f"{job.name}: {word}" for job in jobs for word in job.words if not word.startswith("workers="))
+    new = Jobs(
+        work=work,
+        settings=settings,
+        jobs=[SubmittedJob(name=j.name, verb=j.verb, output=str(j.output), parts=j.parts) for j in jobs],
+    )
+    if not (folder / Jobs.FILE).is_file():
+        return new
+    old = Jobs.load(folder)
+    changed = difference(dict.fromkeys(old.settings, "given"), dict.fromkeys(settings, "given"))
+    if changed or [(j.name, j.parts) for j in old.jobs] != [(j.name, j.parts) for j in new.jobs]:
+        raise ArtifactError(
+            "This output was submitted with other settings: "
+            + ("; ".join(changed[:6]) or "another number of cluster.parts"),
+            remedy="Choose another output, or give the same settings; those of the group 'cluster' may change",
+        )
+    return old

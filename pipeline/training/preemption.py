@@ -1,0 +1,73 @@
+"""Time limits and preemption: a signal sets a flag; at the end of a step all ranks save and stop together."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+
+from pipeline.progress import say
+from pipeline.training.budget import Budget
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.ranks import summed
+
+# Before a time limit, and of preemption (SIGKILL follows when its grace is over).
+_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+
+class Warned:
+    """Whether a signal told this process to stop, and which."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal; nothing else is safe in the middle of a step."""
+        self.signal = signal.Signals(number)
+
+    def listen(self) -> None:
+        """Take the signals from whoever had them."""
+        for number in _SIGNALS:
+            signal.signal(number, self)
+
+
+@contextmanager
+def warned() -> Iterator[Warned]:
+    """Yield what listens to the signals until the context ends."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    here = Warned()
+    here.listen()
+    try:
+        yield here
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Preemption(pl.Callback):
+    """Saves and ends the fit at the end of the step in which any rank was told to stop.
+
+    Lightning's own handlers exchange tensors and save in the middle of a step, so they are replaced.
+    """
+
+    def __init__(self, here: Warned, budget: Budget, checkpoints: Checkpoints) -> None:
+        self.here, self.budget, self.checkpoints = here, budget, checkpoints
+        self.stopped = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals back: Lightning took them as the fit began."""
+        self.here.listen()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Agree with the other ranks, which may have been told a step earlier or later."""
+        if summed([float(self.here.signal is not None)])[0] == 0 or self.budget.share >= 1:
+            return
+        self.checkpoints.save(trainer)
+        self.stopped = True
+        trainer.should_stop = True
+        told = self.here.signal.name if self.here.signal else "another rank's signal"
+        say(f"Told to stop by {told}: saved at step {self.budget.step}; the same command continues")

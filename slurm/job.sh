@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# The one job of all verbs. No text is put together here or before: sbatch is given the settings as its options, and
+# this script the command as its arguments, word for word.
+#   job.sh [--folder PATH] [--module NAME]... [--environment NAME=VALUE]... [--parts N] -- WORD...
+set -u
+
+parts=
+while [ "$1" != -- ]; do
+  case $1 in
+    --folder) cd -- "$2" || exit 1 ;;
+    --module) module load "$2" || exit 1 ;;
+    --environment) export "${2?}" ;;
+    --parts) parts=$2 ;;
+    *) echo "job.sh: unknown option $1" >&2; exit 64 ;;
+  esac
+  shift 2
+done
+shift
+# The join has a part of its own among its words; a task of an array learns here which it is.
+if [ -n "$parts" ]; then set -- "$@" "part=$SLURM_ARRAY_TASK_ID/$parts"; fi
+
+# What is sent to all of the job reaches the ranks by itself: this shell only has to outlive them.
+trap : USR1 TERM
+echo "Job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
+# A rank that ends with an error takes the others along: nobody holds a node and waits for it.
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@"
+code=$?
+
+# 75: saved, and to be continued (pipeline/training/preemption.py, which also counts starts without progress). A job
+# that is being cancelled or requeued by SLURM itself is not running any more.
+if [ "$code" -eq 75 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  echo "Job $SLURM_JOB_ID goes back into the queue"
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
