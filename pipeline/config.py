@@ -15,6 +15,7 @@ from pipeline.arguments import PATH_KEYS
 from pipeline.errors import ConfigError, nearest
 from pipeline.settings import Config
 
+_TAKEN_AS_THEY_STAND = ("dry_run", "part", "work")
 _INSTEAD = {"dry_run": "Use --dry-run", **{key: f"Use {key}=PATH" for key in PATH_KEYS}}
 ALLOWED_PACKAGES = ("pipeline.", "torch.nn.", "torch.optim.", "monai.networks.", "pytorch_lightning.")
 
@@ -47,7 +48,7 @@ def compose(overrides: Sequence[str], paths: Mapping[str, Any] | None = None, *,
         if "${" in override:
             raise ConfigError("Interpolations are not taken from the command line", value=override)
         key = override.partition("=")[0].lstrip("+~")
-        if re.match(r"hydra\b", key) or key in (*PATH_KEYS, "dry_run"):
+        if re.match(r"hydra\b", key) or key in (*PATH_KEYS, *_TAKEN_AS_THEY_STAND):
             raise ConfigError(
                 f"'{key}' is no setting that can be overridden", value=override, remedy=_INSTEAD.get(key, "")
             )

@@ -84,13 +84,16 @@ MISSING = {
     "translate": ["checkpoint=IN", "input=IN", "output=OUT"],
     "evaluate": ["input=IN", "output=OUT"],
     "report": ["input=IN", "output=OUT"],
+    "submit": ["input=IN", "output=OUT"],
+    "status": ["IN"],
+    "cancel": ["IN"],
 }
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_missing_path_is_the_users_error_and_nothing_is_written(verb, tmp_path, capsys):
     names = {"IN": str(tmp_path / "nowhere"), "OUT": str(tmp_path / "out")}
-    words = [w.partition("=")[0] + "=" + names.get(w.partition("=")[2], w.partition("=")[2]) for w in MISSING[verb]]
+    words = [w.replace("IN", names["IN"]).replace("OUT", names["OUT"]) for w in MISSING[verb]]
     assert main([verb, *words]) == 2
     assert "Traceback" not in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

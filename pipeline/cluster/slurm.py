@@ -33,6 +33,15 @@ class Standing:
         return ", ".join(f"{count} {state}" for state, count in sorted(self.states.items()))
 
 
+def require() -> None:
+    """See that there is a SLURM that answers.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    _ask(["squeue", "--noheader", "--me", "--format=%i"])
+
+
 def submit(words: Sequence[str]) -> str:
     """Run an sbatch command and return the job's number.
 

@@ -22,7 +22,7 @@ from pipeline.parts import left_out_by_parts
 from pipeline.progress import duration
 from pipeline.settings import Config
 
-_PROGRESS = Path("checkpoints") / "progress.json"
+_PROGRESS = "progress.json"  # of training/checkpoint.py, which would load torch
 
 
 def run(config: Config) -> None:

@@ -49,6 +49,8 @@ def run(config: Config) -> None:
     overrides, _, _ = parse(config.command[1:], "submit")
     if any(not word.isprintable() for word in overrides):
         raise ConfigError("A setting holds a newline or another control character")
+    if any(not path.exists() for path in (*config.input, *([config.checkpoint] if config.checkpoint else []))):
+        raise ArtifactError("What should be read is not there", remedy="Check input=PATH and checkpoint=PATH")
     jobs = chain(config, overrides) if work == "chain" else single(config, overrides)
     folder = jobs_folder(config.output, work)
     if config.dry_run:
@@ -56,6 +58,7 @@ def run(config: Config) -> None:
             waits = _conditions(job, jobs, {name: f"<{name}>" for name in job.after})
             sys.stdout.write(f"\n# {job.name}\n{text(sbatch_words(job, config.cluster, folder, waits))}\n")
         return
+    slurm.require()
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder / ".submit.lock", f"The jobs of '{config.output}'")
     record = _record(folder, work, jobs)

@@ -230,7 +230,7 @@ class Checkpoints(pl.Callback):
         self._saved = self.budget.step
         if trainer.is_global_zero:
             progress = {"schema": 1, **self.budget.progress(), "share": self.budget.share}
-            write_json(self.folder / PROGRESS, progress)
+            write_json(self.folder.parent / PROGRESS, progress)
 
     def _write(self, trainer: pl.Trainer, name: str, before: Callable[[], None] = lambda: None) -> None:
         if not trainer.is_global_zero:

@@ -118,6 +118,7 @@ def test_two_ranks_learn_as_one_would_skip_together_and_follow_the_first():
     assert first["first"] == second["first"] == 7
     assert first["sum"] == second["sum"] == [2, 1]
     assert (first["refused"], second["refused"]) == ("with the reason", 2)
+    assert first["told"] is second["told"] is True
     assert first["vid2vid"] == second["vid2vid"]
     assert first["vid2vid"]["kept"]
     assert first["vid2vid"]["moved"]

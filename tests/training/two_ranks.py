@@ -1,8 +1,10 @@
 """What two connected ranks do together; prints one JSON line per rank. Started by test_ranks.py."""
 
 import json
+import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
@@ -12,6 +14,7 @@ from miniatures import MINIATURE
 from model_making import draw_head, make_batch, make_method, weights_of
 
 from pipeline.errors import ConfigError
+from pipeline.training.preemption import Preemption, Warned
 from pipeline.training.ranks import decided_by_the_first, first_ranks_number, joined, strategy_for, summed
 
 
@@ -73,6 +76,16 @@ def unlike_one_rank(name, accumulate):
     return max(float((one - other).abs().max()) for one, other in pairs) / largest
 
 
+def told_on_one_rank():
+    """The second rank alone is told to stop: both stop at the end of the same step."""
+    told, trainer = Warned(), SimpleNamespace(should_stop=False)
+    told.signal = signal.SIGUSR1 if here.rank == 1 else None
+    saved = []
+    preemption = Preemption(told, SimpleNamespace(share=0.5, step=3), SimpleNamespace(save=saved.append))
+    preemption.on_train_batch_end(trainer)
+    return preemption.stopped and trainer.should_stop and len(saved) == 1
+
+
 def refuse():
     raise ConfigError("The first rank says no")
 
@@ -84,6 +97,7 @@ with joined(torch.device("cpu"), 60) as here:
         "decided": decided_by_the_first(lambda: f"rank {here.rank}"),
         "first": first_ranks_number(float(here.rank + 7)),
         "sum": summed([1.0, float(here.rank)]),
+        "told": told_on_one_rank(),
         "vid2vid": damaged_on_one_rank("vid2vid"),
         "unlike": {f"{n} {a}": unlike_one_rank(n, a) for n in MINIATURE if n != "identity" for a in (1, 2)},
     }

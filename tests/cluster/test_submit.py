@@ -1,0 +1,216 @@
+"""What is submitted, to a stand-in for SLURM that notes every word it is given."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from phantoms import PHANTOMS, TRAINING
+
+from pipeline.__main__ import main
+from pipeline.artifacts import write_json
+from pipeline.cluster.job import template
+
+RECORD = Path(__file__).parents[1] / "golden" / "submit_chain.txt"
+# Notes the words of every call; sbatch counts jobs, squeue says what the file 'queue' says.
+STAND_IN = """#!{python}
+import json, sys
+from pathlib import Path
+here = Path(__file__).parent
+name, words = Path(sys.argv[0]).name, sys.argv[1:]
+calls = here / "calls.json"
+known = json.loads(calls.read_text()) if calls.exists() else []
+calls.write_text(json.dumps([*known, [name, *words]]))
+if name == "sbatch":
+    print(sum(call[0] == "sbatch" for call in known) + 101)
+if name == "squeue" and (here / "queue").exists():
+    print((here / "queue").read_text())
+"""
+
+
+class Slurm:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def calls(self, name):
+        path = self.folder / "calls.json"
+        return [call[1:] for call in json.loads(path.read_text()) if call[0] == name] if path.exists() else []
+
+    def names(self):
+        return [next(w for w in call if w.startswith("--job-name=")).partition("-job-name=cinevox-")[2]
+                for call in self.calls("sbatch")]  # fmt: skip
+
+    def forget(self):
+        (self.folder / "calls.json").unlink()
+
+    def queue(self, *rows):
+        (self.folder / "queue").write_text("\n".join(rows))
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sbatch", "squeue", "scancel"):
+        (folder / name).write_text(STAND_IN.format(python=sys.executable))
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return Slurm(folder)
+
+
+def submit(output, *words):
+    return main(["submit", *PHANTOMS, *words, f"output={output}"])
+
+
+def finish(folder, verb):
+    write_json(folder / "stage.json", {"verb": verb, "finished": True})
+
+
+def test_every_jobs_text_is_that_of_the_record(tmp_path, monkeypatch, capsys):
+    """Written anew with CINEVOX_GOLDEN=write."""
+    monkeypatch.chdir(tmp_path)
+    words = ["submit", "cluster=example", "experiment=demo", "trainer.nodes=2", "trainer.devices=4", "--dry-run"]
+    assert main([*words, "stream.global_batch=8", f"output={tmp_path / 'chain'}"]) == 0
+    text = capsys.readouterr().out.partition("\n# ")[2]
+    text = "# " + text.replace(str(template()), "job.sh").replace(str(tmp_path), "/home/me")
+    if os.environ.get("CINEVOX_GOLDEN") == "write":
+        RECORD.write_text(text)
+    assert text == RECORD.read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_chain_waits_in_order_and_a_join_for_any_end_of_its_array(slurm, tmp_path):
+    assert submit(tmp_path / "chain") == 0
+    assert slurm.names() == [
+        "cohort", "preprocess-parts", "preprocess-join", "train", "translate", "evaluate", "report",
+    ]  # fmt: skip
+    waits = [[w.partition("=")[2] for w in call if w.startswith("--dependency=")] for call in slurm.calls("sbatch")]
+    assert waits == [
+        [], ["afterok:101"], ["afterok:101,afterany:102"], ["afterok:103"], ["afterok:104"], ["afterok:105"],
+        ["afterok:106"],
+    ]  # fmt: skip
+
+
+def test_patients_without_cone_beam_ct_are_simulated(slurm, tmp_path):
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "a" / "ct.nii.gz").touch()
+    words = ["submit", "--dry-run", f"input={tmp_path / 'in'}"]
+    for name, simulated in (("ct", True), ("cbct", False)):
+        (tmp_path / "in" / "a" / f"{name}.nii.gz").touch()
+        assert main([*words, f"output={tmp_path / name}"]) == 0
+        assert main(["submit", f"input={tmp_path / 'in'}", f"output={tmp_path / name}"]) == 0
+        assert ("simulate-parts" in slurm.names()) == simulated
+        slurm.forget()
+
+
+def test_a_second_submit_does_only_what_is_missing(slurm, tmp_path, capsys):
+    chain = tmp_path / "chain"
+    assert submit(chain) == 0
+    slurm.forget()
+    finish(chain / "cohort", "cohort")
+    for number in (1, 3):
+        write_json(chain / "shards" / "parts" / f"{number}-of-3.json", {"schema": 1, "left_out": {}})
+    # 103 and 104 still wait; the array and the rest have ended without an end.
+    slurm.queue("102|2|NODE_FAIL|None", "103|N/A|PENDING|Dependency", "104|N/A|PENDING|Dependency")
+    assert submit(chain) == 0
+    again = slurm.calls("sbatch")
+    assert slurm.names() == ["preprocess-parts", "translate", "evaluate", "report"]
+    assert "--array=2" in again[0]
+    assert not any(w.startswith("--dependency=") for w in again[0])
+    assert "--dependency=afterok:104" in again[1]
+    said = capsys.readouterr().err
+    assert "cohort: finished" in said and "train: job 104 is PENDING" in said
+    assert main(["status", str(chain)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[2] for row in rows[:4]] == ["finished", "ended", "PENDING", "PENDING"]
+
+
+def test_a_submit_with_other_settings_is_refused(slurm, tmp_path, capsys):
+    assert submit(tmp_path / "chain") == 0
+    slurm.forget()
+    assert submit(tmp_path / "chain", "seed=3") == 2
+    assert "submitted with other settings" in capsys.readouterr().err
+    assert submit(tmp_path / "chain", "cluster.parts=4") == 2
+    assert slurm.calls("sbatch") == []
+    assert submit(tmp_path / "chain", "cluster.account=other") == 0
+
+
+HOSTILE = "a b;$(touch hit) `touch hit` 'q' \"w\" & | > hit %j \\ *"
+
+
+def test_hostile_names_stay_single_words_everywhere(slurm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / f"{HOSTILE}\nnew line"
+    command = ["submit", *PHANTOMS, *TRAINING, "trainer.budget.steps=1", f"output={output}"]
+    escaped = HOSTILE.replace("'", "\\'")
+    assert main([*command, f"cluster.account='{escaped}'", f"+cluster.environment.NAME='{escaped}'"]) == 0
+    first = slurm.calls("sbatch")[0]
+    assert f"--account={HOSTILE}" in first
+    assert f"NAME={HOSTILE}" in first
+    assert f"output={output}/cohort" in first
+    assert not list(tmp_path.rglob("hit"))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ('cluster.account="a\nb"', "newline"),
+        ('cluster.gpu.partition="a\tb"', "control characters"),
+        ("+cluster.environment.WANDB_API_KEY=x", "looks like a secret"),
+        ("+cluster.environment.A-B=x", "no name of an environment variable"),
+        ("cluster.gpu.time=soon", "cluster.gpu.time"),
+        ("cluster.gpu.memory=much", "cluster.gpu.memory"),
+        ("cluster.options=[rm]", "cluster.options"),
+        ("cluster.acount=x", "Did you mean 'cluster.account'?"),
+        ('label="a\nb"', "newline"),
+    ],
+)
+def test_what_no_cluster_could_mean_is_refused_before_anything_is_submitted(word, message, slurm, tmp_path, capsys):
+    assert submit(tmp_path / "chain", word) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+    assert slurm.calls("sbatch") == []
+    assert not (tmp_path / "chain").exists()
+
+
+def test_a_single_verb_has_its_log_beside_its_output_and_no_cluster_among_its_words(slurm, tmp_path):
+    words = ["submit", "train", *TRAINING, "trainer.budget.steps=2", "cluster.account=a", f"input={tmp_path}"]
+    assert main([*words, f"output={tmp_path / 'run'}"]) == 0
+    (call,) = slurm.calls("sbatch")
+    assert f"--chdir={tmp_path / 'run.jobs'}" in call
+    assert "--signal=USR1@60" in call
+    command = call[call.index("--") + 1 :]
+    assert command[1:4] == ["-m", "pipeline", "train"]
+    assert not any("cluster" in word for word in command)
+    assert not (tmp_path / "run").exists()
+    assert main(["submit", "trian", f"output={tmp_path / 'other'}"]) == 2
+
+
+def test_cancel_ends_what_has_not_ended(slurm, tmp_path, capsys):
+    assert submit(tmp_path / "chain") == 0
+    slurm.queue("101|N/A|COMPLETED|None", "102|4-8,11%2|PENDING|Dependency", "102|1|RUNNING|None")
+    assert main(["cancel", str(tmp_path / "chain")]) == 0
+    assert slurm.calls("scancel") == [["102"]]
+    assert main(["status", str(tmp_path / "chain")]) == 0
+    assert "6 PENDING, 1 RUNNING (Dependency)" in capsys.readouterr().out
+    assert main(["cancel", str(tmp_path)]) == 2
+    assert "Nothing was submitted" in capsys.readouterr().err
+
+
+def test_a_training_shows_its_last_checkpoint_its_speed_and_the_time_left(slurm, tmp_path, capsys):
+    assert submit(tmp_path / "chain") == 0
+    progress = {"schema": 1, "step": 300, "seconds": 100.0, "share": 0.25}
+    write_json(tmp_path / "chain" / "run" / "progress.json", progress)
+    assert main(["status", str(tmp_path / "chain")]) == 0
+    shown = re.search(r"step 300, saved \d+ s ago, 3 steps/s, 5 min 00 s left from there", capsys.readouterr().out)
+    assert shown is not None
+
+
+def test_without_slurm_nothing_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert submit(tmp_path / "chain") == 2
+    assert "There is no 'squeue' here" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

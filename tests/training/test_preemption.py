@@ -1,0 +1,58 @@
+"""A training that is told to stop: saved at the end of the step, and the same end as without."""
+
+import os
+import signal
+import threading
+import time
+import zipfile
+
+import pytest
+import torch
+from test_ranks import arguments, assert_equal_ends, checkpoint
+
+from pipeline.__main__ import main
+from pipeline.errors import CheckpointError
+from pipeline.training.checkpoint import _read_back
+
+EXTRA = ["trainer.budget.steps=40", "trainer.checkpoint_steps=3", "trainer.attempts=2"]
+
+
+def told_after_the_first_checkpoint(run, number):
+    def tell():
+        while not (run / "checkpoints" / "last.ckpt").exists():
+            time.sleep(0.001)
+        os.kill(os.getpid(), number)
+
+    return threading.Thread(target=tell, daemon=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_told_to_stop_it_saves_and_goes_on_to_the_same_end(number, tiny_shards, tmp_path, capsys):
+    before = [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM)]
+    assert main(arguments(tiny_shards, tmp_path / "whole", "regression", *EXTRA)) == 0
+    command = arguments(tiny_shards, tmp_path / "told", "regression", *EXTRA)
+    telling = told_after_the_first_checkpoint(tmp_path / "told", number)
+    telling.start()
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    telling.join()
+    assert ended.value.code == 75
+    reached = checkpoint(tmp_path / "told")["progress"]["step"]
+    assert 0 < reached < 40
+    assert f"Told to stop by {number.name}: saved at step {reached}" in capsys.readouterr().err
+    assert main(command) == 0
+    assert_equal_ends(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "told"))
+    assert [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM)] == before
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {"weight": torch.arange(10_000.0)}}, path)
+    _read_back(path)
+    with zipfile.ZipFile(path) as archive:
+        data = next(item for item in archive.infolist() if item.file_size >= 40_000)
+    with path.open("r+b") as stream:
+        stream.seek(data.header_offset + 2000)
+        stream.write(b"\x01")
+    with pytest.raises(CheckpointError, match="not written as it is in memory"):
+        _read_back(path)
