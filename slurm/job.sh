@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # The one job of all verbs. No text is put together here or before: sbatch is given the settings as its options, and
 # this script the command as its arguments, word for word.
-#   job.sh [--folder PATH] [--module NAME]... [--environment NAME=VALUE]... [--parts N] -- WORD...
+#   job.sh [--module NAME]... [--environment NAME=VALUE]... [--parts N] -- WORD...
 set -u
 
 parts=
 while [ "$1" != -- ]; do
   case $1 in
-    --folder) cd -- "$2" || exit 1 ;;
     --module) module load "$2" || exit 1 ;;
     --environment) export "${2?}" ;;
     --parts) parts=$2 ;;

@@ -54,14 +54,15 @@ def sbatch_words(
     Args:
         job: What is to be done.
         settings: Of the cluster.
-        folder: Where the job's log goes; must exist when it starts.
+        folder: Where the job's log goes, without a backslash; must exist when it starts.
         dependencies: ``afterok`` or ``afterany``: numbers of jobs.
         tasks: Of an array, those to run; empty: all.
     """
     resources = settings.gpu if job.gpu else settings.cpu
     words = ["sbatch", "--parsable", f"--job-name=cinevox-{job.name}"]
-    # The log's name is a pattern to SLURM and the folder's is not: the folder stands in --chdir alone.
-    words += [f"--chdir={folder}", f"--output={job.name}-{'%A_%a' if job.parts else '%j'}.log", "--open-mode=append"]
+    # A pattern to SLURM, the folder too: what is not meant as one is doubled.
+    log = f"{str(folder).replace('%', '%%')}/{job.name}-{'%A_%a' if job.parts else '%j'}.log"
+    words += [f"--output={log}", "--open-mode=append"]
     words += [f"--nodes={job.nodes}", f"--ntasks-per-node={job.ranks}", f"--cpus-per-task={resources.cpus}"]
     words += [f"--time={resources.time}", "--requeue"]
     for option, value in (
@@ -84,8 +85,7 @@ def sbatch_words(
     if dependencies:
         conditions = (f"{kind}:{':'.join(numbers)}" for kind, numbers in dependencies.items())
         words += [f"--dependency={','.join(conditions)}", "--kill-on-invalid-dep=yes"]
-    # Settings may name files as seen from here.
-    words += [*settings.options, str(template()), "--folder", str(Path.cwd())]
+    words += [*settings.options, str(template())]
     for name in settings.modules:
         words += ["--module", name]
     for name, value in settings.environment.items():

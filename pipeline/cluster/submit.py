@@ -53,6 +53,8 @@ def run(config: Config) -> None:
         raise ArtifactError("What should be read is not there", remedy="Check input=PATH and checkpoint=PATH")
     jobs = chain(config, overrides) if work == "chain" else single(config, overrides)
     folder = jobs_folder(config.output, work)
+    if "\\" in str(folder):
+        raise ConfigError("SLURM takes no backslash in the path of a log", remedy="Choose another output folder")
     if config.dry_run:
         for job in jobs:
             waits = _conditions(job, jobs, {name: f"<{name}>" for name in job.after})

@@ -66,9 +66,8 @@ from pipeline.training.precision import (
     lightning_plugin,
     resolve_precision,
 )
-from pipeline.training.preemption import Preemption, Warned, warned
+from pipeline.training.preemption import Preemption, Warned, leave, warned
 from pipeline.training.ranks import (
-    TO_BE_CONTINUED,
     StartedRanks,
     decided_by_the_first,
     has_launcher,
@@ -286,7 +285,7 @@ def _fit(
     if trainer.interrupted:
         raise KeyboardInterrupt
     if preemption.stopped:
-        raise SystemExit(TO_BE_CONTINUED)
+        leave()
 
 
 def _loggers(config: Config, store: SliceStore, run: Path, budget: Budget) -> list[Any]:

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from pipeline.progress import say
 from pipeline.training.budget import Budget
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.ranks import summed
+from pipeline.training.ranks import TO_BE_CONTINUED, summed, this_rank
 
 # Before a time limit, and of preemption (SIGKILL follows when its grace is over).
 _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
@@ -45,7 +45,21 @@ def warned() -> Iterator[Warned]:
         yield here
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # of a rank that leaves
+                signal.signal(number, handler)
+
+
+def leave() -> None:
+    """End this rank as one that is to be continued, when all ranks have come this far.
+
+    Raises:
+        SystemExit: Always.
+    """
+    if this_rank().count > 1:
+        # The first rank that ends so makes srun end the others, which must end so too.
+        summed([0.0])
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(TO_BE_CONTINUED)
 
 
 class Preemption(pl.Callback):

@@ -142,7 +142,8 @@ HOSTILE = "a b;$(touch hit) `touch hit` 'q' \"w\" & | > hit %j \\ *"
 
 def test_hostile_names_stay_single_words_everywhere(slurm, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    output = tmp_path / f"{HOSTILE}\nnew line"
+    name = HOSTILE.replace("\\", "")
+    output = tmp_path / f"{name}\nnew line"
     command = ["submit", *PHANTOMS, *TRAINING, "trainer.budget.steps=1", f"output={output}"]
     escaped = HOSTILE.replace("'", "\\'")
     assert main([*command, f"cluster.account='{escaped}'", f"+cluster.environment.NAME='{escaped}'"]) == 0
@@ -150,6 +151,8 @@ def test_hostile_names_stay_single_words_everywhere(slurm, tmp_path, monkeypatch
     assert f"--account={HOSTILE}" in first
     assert f"NAME={HOSTILE}" in first
     assert f"output={output}/cohort" in first
+    assert f"--output={str(output).replace('%', '%%')}/jobs/cohort-%j.log" in first
+    assert main(["submit", *PHANTOMS, f"output={tmp_path / HOSTILE}"]) == 2  # a backslash ends SLURM's patterns
     assert not list(tmp_path.rglob("hit"))
 
 
@@ -180,7 +183,7 @@ def test_a_single_verb_has_its_log_beside_its_output_and_no_cluster_among_its_wo
     words = ["submit", "train", *TRAINING, "trainer.budget.steps=2", "cluster.account=a", f"input={tmp_path}"]
     assert main([*words, f"output={tmp_path / 'run'}"]) == 0
     (call,) = slurm.calls("sbatch")
-    assert f"--chdir={tmp_path / 'run.jobs'}" in call
+    assert f"--output={tmp_path / 'run.jobs'}/train-%j.log" in call
     assert "--signal=USR1@60" in call
     command = call[call.index("--") + 1 :]
     assert command[1:4] == ["-m", "pipeline", "train"]
