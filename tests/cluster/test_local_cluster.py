@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from phantoms import PHANTOMS, TRAINING
-from test_ranks import assert_equal_ends, checkpoint, finish
+from runs import assert_equal_ends, checkpoint, finish
 
 from pipeline.__main__ import main
 from pipeline.cluster.record import find_jobs

@@ -8,7 +8,8 @@ import zipfile
 
 import pytest
 import torch
-from test_ranks import arguments, assert_equal_ends, checkpoint
+from runs import assert_equal_ends, checkpoint
+from test_ranks import arguments
 
 from pipeline.__main__ import main
 from pipeline.errors import CheckpointError

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from runs import assert_equal_ends, checkpoint, finish, start
 
 from pipeline.__main__ import main
 from pipeline.errors import ConfigError
@@ -55,24 +55,6 @@ METHODS = {
 
 def arguments(shards: Path, output: Path, method: str, *extra: str) -> list[str]:
     return ["train", f"input={shards}", f"output={output}", f"model={method}", *COMMON, *METHODS[method], *extra]
-
-
-def start(command: list[str]) -> subprocess.Popen:
-    # A session of its own, as a job has: what is killed there does not touch the tests.
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *command], stderr=subprocess.PIPE, start_new_session=True
-    )
-
-
-def finish(command: list[str]) -> str:
-    process = start(command)
-    message = process.communicate(timeout=300)[1].decode()
-    assert process.returncode == 0, message
-    return message
-
-
-def checkpoint(run: Path) -> dict:
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 @pytest.fixture
@@ -149,17 +131,6 @@ KILLED = [
     "model.module.frames_per_step=4",
     "model.module.ema_decay=0.9",
 ]
-
-
-def assert_equal_ends(one: dict, other: dict) -> None:
-    assert one["progress"]["step"] == other["progress"]["step"]
-    assert one["ClipDataModule"] == other["ClipDataModule"]
-    assert one["state_dict"].keys() == other["state_dict"].keys()
-    for name, value in one["state_dict"].items():
-        assert torch.equal(value, other["state_dict"][name]), name
-    for a, b in zip(one["optimizer_states"], other["optimizer_states"], strict=True):
-        for key, state in a["state"].items():
-            assert all(torch.equal(state[n], b["state"][key][n]) for n in state)
 
 
 def test_a_killed_rank_ends_the_run_which_then_goes_on_to_the_same_end(tiny_shards, tmp_path):
