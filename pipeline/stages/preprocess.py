@@ -57,7 +57,6 @@ from pipeline.records import (
 from pipeline.settings import Config, PreprocessSettings
 from pipeline.tracking.stage import track_stage
 
-
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
