@@ -70,7 +70,6 @@ def save_workspace(workspace: Any) -> str:
         ConfigError: W&B cannot be reached, or refuses the key or the entity.
     """
     import requests
-
     import wandb
 
     try:
