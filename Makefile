@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 DEMO ?= build/demo
+CLUSTER ?= $(abspath build/slurm)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STAMP := $(VENV)/.installed
 export GOMP_SPINCOUNT ?= 30000
 
-.PHONY: help setup demo test test-all test-long check format clean
+.PHONY: help setup demo demo-cluster test test-all test-cluster test-long check format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +43,16 @@ test: $(STAMP)  ## needs nothing but Python
 
 test-all: test  ## and what needs real volumes, a browser or SLURM
 	$(BIN)/python -m pytest -m "(real or browser or slurm) and not long"
+
+test-cluster: $(STAMP)  ## on a small SLURM of its own on this machine (root; installs SLURM where it is absent)
+	$(BIN)/python -m pytest -m "slurm and not long"
+
+demo-cluster: $(STAMP)  ## the demo as SLURM jobs, to look at (root)
+	slurm/test-cluster.sh start $(CLUSTER)
+	SLURM_CONF=$(CLUSTER)/slurm.conf $(BIN)/cinevox submit experiment=demo cluster=local output=$(DEMO)-cluster
+	@echo
+	@echo "Look:  SLURM_CONF=$(CLUSTER)/slurm.conf $(BIN)/cinevox status $(DEMO)-cluster"
+	@echo "End:   slurm/test-cluster.sh stop $(CLUSTER)"
 
 test-long: $(STAMP)  ## minutes each, by hand
 	$(BIN)/python -m pytest -m long
