@@ -87,10 +87,14 @@ MISSING = {
     "submit": ["input=IN", "output=OUT"],
     "status": ["IN"],
     "cancel": ["IN"],
-}
+}  # the dashboard reads conf/ alone
 
 
-@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_that_reads_a_path_is_tried_below():
+    assert set(MISSING) == set(VERBS) - {"dashboard"}
+
+
+@pytest.mark.parametrize("verb", MISSING)
 def test_a_missing_path_is_the_users_error_and_nothing_is_written(verb, tmp_path, capsys):
     names = {"IN": str(tmp_path / "nowhere"), "OUT": str(tmp_path / "out")}
     words = [w.replace("IN", names["IN"]).replace("OUT", names["OUT"]) for w in MISSING[verb]]

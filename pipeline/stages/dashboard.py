@@ -1,6 +1,9 @@
-"""Build W&B dashboards from conf/dashboard/: a file each, and online the workspaces themselves.
+"""Build W&B dashboards: a file each, and online the workspaces themselves.
 
-    cinevox dashboard output=FOLDER                         all of them, into FOLDER/NAME.json
+Reads   conf/dashboard/
+Writes  NAME.json          what W&B would be sent
+
+    cinevox dashboard output=FOLDER                         all of them
     cinevox dashboard output=FOLDER dashboard=[training]    some
     cinevox dashboard output=FOLDER tracking=online tracking.entity=TEAM    and saved in the project of W&B
 
