@@ -138,7 +138,8 @@ def run(config: Config) -> None:
     ).save(output)
     if not joining or {e.case_id for e in refused} <= known.keys():  # else a part never ended, and may yet
         claim.finish(scans=len(done), refused=len(refused))
-    counted = {"scans": len(done), "refused": len(refused), "seconds": time.monotonic() - started}
+    seconds = None if joining else time.monotonic() - started  # the parts' own are not known here
+    counted = {"scans": len(done), "refused": len(refused), "seconds": seconds}
     track_stage(config, "simulate", counted, cohort=str(settings["cohort"]))
     for note in notes:
         say(note)
