@@ -36,7 +36,7 @@ def cluster(tmp_path_factory):
             os.environ[name] = value
 
 
-def until(true, seconds=180):
+def until(true, seconds=400):
     deadline = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < deadline, "waited in vain"
