@@ -39,7 +39,7 @@ def real_data() -> Path:
     return Path(os.environ["CINEVOX_DATA"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def chromium() -> str:
     """A headless browser's command (tests that use it are marked 'browser')."""
     assert CHROMIUM is not None

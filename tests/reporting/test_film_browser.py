@@ -33,10 +33,8 @@ def address(case, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from conftest import CHROMIUM
-
-    with BrowserPage(CHROMIUM, tmp_path_factory.mktemp("profile")) as page:
+def browser(chromium, tmp_path_factory):
+    with BrowserPage(chromium, tmp_path_factory.mktemp("profile")) as page:
         yield page
 
 

@@ -19,6 +19,12 @@ from pipeline.stages import simulate
 
 HOST, PATIENT, LEFT_OUT = "ward-7-console", "Mustermann_Erika", "Abwesend_Anna"
 COMMON = ["tracking=offline", "tracking.log_every=1", "workers=1", "cohort.exclude=[Abwesend_Anna]"]
+SECRETS = {
+    "USER": "dr_geheimrat",
+    "LOGNAME": "dr_geheimrat",
+    "HOME": "/tmp/home_of_geheimrat",
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+}
 STAGES = ("simulated", "shards", "run", "translated", "scores", "report")
 
 

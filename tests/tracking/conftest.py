@@ -6,16 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from chain import STAGES
+from chain import SECRETS, STAGES
 
 from pipeline.tracking.segments import logged, offline_files, read_records
-
-SECRETS = {
-    "USER": "dr_geheimrat",
-    "LOGNAME": "dr_geheimrat",
-    "HOME": "/tmp/home_of_geheimrat",
-    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
-}
 
 
 @pytest.fixture(autouse=True)

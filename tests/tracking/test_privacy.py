@@ -5,8 +5,7 @@ import json
 import platform
 
 import pytest
-from chain import HOST, LEFT_OUT, PATIENT, STAGES
-from conftest import SECRETS
+from chain import HOST, LEFT_OUT, PATIENT, SECRETS, STAGES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import configuration
