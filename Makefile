@@ -45,7 +45,7 @@ test-all: test  ## and what needs real volumes, a browser or SLURM
 	$(BIN)/python -m pytest -m "(real or browser or slurm) and not long"
 
 test-cluster: $(STAMP)  ## on a small SLURM of its own on this machine (root; installs SLURM where it is absent)
-	$(BIN)/python -m pytest -m "slurm and not long"
+	CINEVOX_INSTALL_SLURM=1 $(BIN)/python -m pytest -m "slurm and not long"
 
 demo-cluster: $(STAMP)  ## the demo as SLURM jobs, to look at (root)
 	slurm/test-cluster.sh start $(CLUSTER)
