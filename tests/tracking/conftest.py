@@ -25,7 +25,7 @@ def chain(tmp_path_factory) -> Path:
     path = os.pathsep.join([str(here.parents[1]), str(here.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, **SECRETS, "HOME": str(home), "PYTHONPATH": path, "WANDB_MODE": "offline"}
     command = [sys.executable, str(here / "chain.py"), str(work), "--wandb-key=argv_geheimnis"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return work
 
