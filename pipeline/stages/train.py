@@ -250,6 +250,8 @@ def _fit(
     with warnings.catch_warnings():
         # Lightning's advice on worker processes and steps per epoch does not apply to this loader.
         warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
+        # Nor that on srun, which repeats the command line, paths and all; see ranks.py.
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=settings.devices,
