@@ -95,7 +95,7 @@ def test_every_setting_that_a_message_or_a_page_names_is_one():
     known = {key for model in MODELS for key in _keys(compose([f"model={model}"]).model_dump(mode="json"))}
     sections = [name for name, value in compose([]).model_dump().items() if isinstance(value, dict)]
     # In code only where it is said to a user; on a page anywhere, but for names of files and of Python's objects.
-    named = re.compile(rf"(?<![\w./`])(?:{'|'.join(sections)})(?:\.[a-z_]+)+(?=[\s=,.;:)'`]|$)")
+    named = re.compile(rf"(?<![\w./`-])(?:{'|'.join(sections)})(?:\.[a-z_]+)+(?=[\s=,.;:)'`]|$)")
     root = Path(__file__).parents[1]
     texts = {path: path.read_text() for path in [root / "README.md", *root.glob("docs/**/*.md")]}
     for path in root.glob("pipeline/**/*.py"):
