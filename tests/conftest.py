@@ -49,22 +49,12 @@ def chromium() -> str:
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory) -> Path:
     """Shards of four phantom heads (T1 and CT, 14 slices of 32 x 32), made by the stages themselves."""
+    from makers import PHANTOMS
+
     from pipeline.__main__ import main
 
     folder = tmp_path_factory.mktemp("tiny")
-    common = [
-        "cohort=phantom",
-        "cohort.patients=4",
-        "cohort.anatomy=head",
-        "cohort.modalities=[t1n,ct]",
-        "cohort.size=[14,32,32]",
-        "cohort.spacing_mm=[12,8,8]",
-        "cohort.split.fractions={train: 0.5, validation: 0.25, test: 0.25}",
-        "preprocess.spacing_mm=[12,8,8]",
-        "preprocess.size=[32,32]",
-        "source=t1n",
-        "workers=1",
-    ]
+    common = [*PHANTOMS, "workers=1"]
     assert main(["cohort", *common, f"output={folder / 'cohort'}"]) == 0
     assert main(["preprocess", *common, f"input={folder / 'cohort'}", f"output={folder / 'shards'}"]) == 0
     return folder / "shards"

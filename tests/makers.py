@@ -17,6 +17,19 @@ from pipeline.stream.store import write_shard
 
 SPACING = (4.0, 5.0, 5.0)
 SHAPE = (10, 24, 26)
+# Words of a cohort and its shards that take seconds: four phantom heads, T1 and CT.
+PHANTOMS = [
+    "cohort=phantom",
+    "cohort.patients=4",
+    "cohort.anatomy=head",
+    "cohort.modalities=[t1n,ct]",
+    "cohort.size=[14,32,32]",
+    "cohort.spacing_mm=[12,8,8]",
+    "cohort.split.fractions={train: 0.5, validation: 0.25, test: 0.25}",
+    "preprocess.spacing_mm=[12,8,8]",
+    "preprocess.size=[32,32]",
+    "source=t1n",
+]
 
 
 @lru_cache

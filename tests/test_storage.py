@@ -19,7 +19,7 @@ from pipeline.__main__ import main
 from pipeline.artifacts import atomic_folder, atomic_path, claim_output, file_sha256
 from pipeline.errors import ArtifactError
 from pipeline.records import Cohort, ShardFile, ShardIndex
-from pipeline.stages import convert, preprocess
+from pipeline.stages import convert
 from pipeline.stream import shard
 from pipeline.stream.codec import encode, member_name, stated
 from pipeline.stream.store import SliceStore
@@ -57,21 +57,6 @@ def largest_file(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-class Serial:
-    """Takes the place of a pool of processes."""
-
-    def __init__(self, *_):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    map = staticmethod(map)
-
-
 def assert_one_line(shown):
     line = shown.splitlines()[-1]
     assert line.startswith("Error: File too large. Free some space")
@@ -88,12 +73,15 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_disk_that_fills_up_in_preprocess_is_one_line_and_the_same_command_continues(
-    tmp_path, kind, capsys, monkeypatch
-):
-    monkeypatch.setattr(preprocess, "ProcessPoolExecutor", Serial)
+def test_a_disk_that_fills_up_in_preprocess_is_one_line_and_the_same_command_continues(tmp_path, kind, capsys):
     cohort = write_cohort(tmp_path / "cohort", {"a": pair(0), "b": pair(1)})
-    words = ["preprocess.spacing_mm=[4,5,5]", "preprocess.size=[24,26]", f"preprocess.store={kind}", f"input={cohort}"]
+    words = [
+        "workers=1",
+        "preprocess.spacing_mm=[4,5,5]",
+        "preprocess.size=[24,26]",
+        f"preprocess.store={kind}",
+        f"input={cohort}",
+    ]
     assert main(["preprocess", *words, f"output={tmp_path / 'whole'}"]) == 0
     output = tmp_path / "out"
     capsys.readouterr()
@@ -271,7 +259,13 @@ def test_read_only_shards_are_read_verified_and_converted(read_only, tmp_path, k
 def test_a_finished_read_only_folder_is_left_alone_and_an_unfinished_one_is_one_line(read_only, capsys):
     place, seal = read_only
     cohort = write_cohort(place / "cohort", {"a": pair(0)})
-    words = ["preprocess.spacing_mm=[4,5,5]", "preprocess.size=[24,26]", f"input={cohort}", f"output={place / 'out'}"]
+    words = [
+        "workers=1",
+        "preprocess.spacing_mm=[4,5,5]",
+        "preprocess.size=[24,26]",
+        f"input={cohort}",
+        f"output={place / 'out'}",
+    ]
     claim_output(place / "run", "train", {"a": 1}).finish()
     claim_output(place / "unfinished", "train", {"a": 1})
     seal()
@@ -287,10 +281,9 @@ def test_a_finished_read_only_folder_is_left_alone_and_an_unfinished_one_is_one_
 
 
 def test_a_relative_path_is_found_again_from_another_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(preprocess, "ProcessPoolExecutor", Serial)
     write_cohort(tmp_path / "cohort", {"a": pair(0)})
     monkeypatch.chdir(tmp_path)
-    words = ["preprocess.spacing_mm=[4,5,5]", "preprocess.size=[24,26]"]
+    words = ["workers=1", "preprocess.spacing_mm=[4,5,5]", "preprocess.size=[24,26]"]
     assert main(["preprocess", *words, "input=cohort", "output=shards"]) == 0
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

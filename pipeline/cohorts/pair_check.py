@@ -10,8 +10,8 @@ from pipeline.artifacts import LOCK_FILE, content_hash
 from pipeline.cohorts.pair_outliers import flag_pairs
 from pipeline.cohorts.pair_quality import METHOD, check_case_pairs
 from pipeline.cohorts.pair_sheet import write_csv, write_sheet
-from pipeline.cohorts.processes import parallel
 from pipeline.locks import lock
+from pipeline.processes import parallel
 from pipeline.records import Cohort, Excluded, PairQualities
 from pipeline.settings import Config
 

@@ -53,11 +53,11 @@ from pipeline.cohorts.pair_check import check_pairs, pair_settings, pairs_hash
 from pipeline.cohorts.pair_quality import worker_bytes
 from pipeline.cohorts.pair_sheet import HTML, table
 from pipeline.cohorts.phantom import case_name, check_settings, write_patient
-from pipeline.cohorts.processes import parallel
 from pipeline.cohorts.split import SPLITS, assign_splits, deal_folds
 from pipeline.config import conf_folder
 from pipeline.errors import ConfigError, DataError, nearest
 from pipeline.preparation.memory import job_bytes
+from pipeline.processes import parallel
 from pipeline.progress import say
 from pipeline.records import Case, Cohort, Excluded, PairQualities, Split, unique
 from pipeline.settings import CohortSettings, Config

@@ -24,26 +24,22 @@ the cases that failed without failing itself.
 from __future__ import annotations
 
 import math
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.artifacts import check_free_space, claim_output, content_hash, lock_output
 from pipeline.errors import CinevoxError, DataError
 from pipeline.imaging.film import PADDING_HU, grid_from
-from pipeline.locks import die_with_parent
 from pipeline.parts import JOIN, share_of, write_note
 from pipeline.preparation.fingerprint import fingerprint_case
 from pipeline.preparation.memory import case_voxels, job_bytes, training_memory, worker_bytes
 from pipeline.preparation.plan import make_plan
 from pipeline.preparation.shards import ShardTask, failed, is_done, reference_of, shard_note, write_task
-from pipeline.progress import say, track
+from pipeline.processes import parallel
+from pipeline.progress import say
 from pipeline.records import (
     Case,
     CaseFingerprint,
@@ -56,9 +52,6 @@ from pipeline.records import (
 )
 from pipeline.settings import Config, PreprocessSettings
 from pipeline.tracking.stage import track_stage
-
-_Job = TypeVar("_Job")
-_Result = TypeVar("_Result")
 
 
 def run(config: Config) -> None:
@@ -117,7 +110,7 @@ def run(config: Config) -> None:
     if len(todo) < len(tasks):
         say(f"Continuing: {len(tasks) - len(todo)} of {len(tasks)} shards are there")
     check_free_space(output, _estimate([case for task in todo for case in task.cases], plan, len(modalities)))
-    for _ in _in_processes(write_task, todo, workers, "preprocess"):
+    for _ in parallel(write_task, todo, workers, "preprocess"):
         pass
     if working:
         left_out = [case for task in tasks for case in failed(shard_note(output, task.name)[2])]
@@ -146,23 +139,6 @@ def _refuse(refused: list[Excluded], count: int) -> None:
             + "; ".join(f"{e.case_id}: {e.reason}" for e in refused[:10]),
             remedy="The same command tries them again",
         )
-
-
-def _in_processes(function: Callable[[_Job], _Result], jobs: list[_Job], workers: int, label: str) -> Iterator[_Result]:
-    """Yield results in the order of the jobs."""
-    if not jobs:
-        return
-    # Spawned, not forked: libraries that were imported with threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(min(workers, len(jobs)), context, die_with_parent) as pool:
-            yield from track(pool.map(function, jobs), label, total=len(jobs))
-    except BrokenProcessPool:
-        raise DataError(
-            "A worker process was killed, probably because memory ran out",
-            value=f"workers={workers}",
-            remedy="Set a smaller number of workers; the same command continues",
-        ) from None
 
 
 def _workers(wanted: int, cohort: Cohort, plan: Plan, modalities: int) -> int:
@@ -203,7 +179,7 @@ def _plan(config: Config, cohort: Cohort, place: Cohort, reference: str, unit: s
     fingerprint = None
     if settings.spacing_mm is None or settings.size is None:
         looks = [_Look(place, case, reference_of(case, reference), settings.body_threshold_hu) for case in cohort.cases]
-        found = list(_in_processes(_look, looks, config.workers, "fingerprint"))
+        found = list(parallel(_look, looks, config.workers, "fingerprint"))
         fingerprint = Fingerprint(
             schema=1,
             reference=reference,

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from phantoms import PHANTOMS, TRAINING
+from makers import PHANTOMS
 from runs import assert_equal_ends, checkpoint, finish
+from small_training import TRAINING
 
 from pipeline.__main__ import main
 from pipeline.cluster.record import find_jobs

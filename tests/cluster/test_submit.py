@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from phantoms import PHANTOMS, TRAINING
+from makers import PHANTOMS
+from small_training import TRAINING
 
 from pipeline.__main__ import main
 from pipeline.artifacts import write_json

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from browser_page import SHIFT, BrowserPage
+from browser_page import SHIFT
 from picture_case import SHAPE, film_affine, film_gallery, film_page, picture
 
 pytestmark = pytest.mark.browser
@@ -30,12 +30,6 @@ def write_page(folder, case):
 @pytest.fixture(scope="module")
 def address(case, tmp_path_factory):
     return write_page(tmp_path_factory.mktemp("film"), case)
-
-
-@pytest.fixture(scope="module")
-def browser(chromium, tmp_path_factory):
-    with BrowserPage(chromium, tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 from board_scores import board_scores
-from browser_page import BrowserPage
 from picture_case import film_gallery, picture
 
 from pipeline.records import Score
@@ -32,12 +31,6 @@ def address(tmp_path_factory):
     html = render(scores, pictures, title="A report", notes=[HOSTILE], settings={"inputs": [HOSTILE]})
     (folder / "report.html").write_text(html, encoding="utf-8")
     return (folder / "report.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser(chromium, tmp_path_factory):
-    with BrowserPage(chromium, tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 @pytest.fixture

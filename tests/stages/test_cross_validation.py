@@ -6,7 +6,6 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.records import Cohort, Scores, ShardIndex, Translation
-from pipeline.stages import preprocess
 from pipeline.stream.store import SliceStore
 
 FOLDS = 3
@@ -43,9 +42,7 @@ TRAIN = [
 def shards(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("folds")
     assert main(["cohort", *PHANTOMS, f"output={folder / 'cohort'}"]) == 0
-    with pytest.MonkeyPatch.context() as patch:  # starting a process takes seconds
-        patch.setattr(preprocess, "_in_processes", lambda function, jobs, *_: map(function, jobs))
-        assert main(["preprocess", *PHANTOMS, f"input={folder / 'cohort'}", f"output={folder / 'shards'}"]) == 0
+    assert main(["preprocess", *PHANTOMS, f"input={folder / 'cohort'}", f"output={folder / 'shards'}"]) == 0
     return folder / "shards"
 
 

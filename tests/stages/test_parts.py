@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from makers import body, configuration, pair, write_cohort
 from test_preprocess import OPTIONS as PREPARED
-from test_preprocess import serial  # noqa: F401 - no pool of processes here either
 from test_simulate import OPTIONS as SIMULATED
 from test_simulate import cut, scanner  # noqa: F401 - the stand-in takes the simulator's place here too
 

@@ -19,33 +19,6 @@ OPTIONS = ("preprocess.spacing_mm=[4,5,5]", "preprocess.size=[24,26]", "preproce
 WORDS = {word.partition("=")[0]: word for word in OPTIONS}
 
 
-class Serial:
-    """Takes the place of a pool of processes: starting one takes seconds."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def map(self, function, items):
-        return map(function, items)
-
-
-@pytest.fixture(autouse=True)
-def serial(monkeypatch, request):
-    if "real_pool" not in request.fixturenames:
-        monkeypatch.setattr(preprocess, "ProcessPoolExecutor", Serial)
-
-
-@pytest.fixture
-def real_pool():
-    """Asks for processes."""
-
-
 def run(cohort, output, *overrides, **more):
     words = {**WORDS, **{w.partition("=")[0]: w for w in overrides}}
     preprocess.run(configuration(*words.values(), input=[cohort], output=output, **more))
@@ -312,9 +285,8 @@ def test_two_runs_give_the_same_bytes(tmp_path, cohort):
     assert len(content(one)) == 7
 
 
-def test_processes_give_the_same_bytes(tmp_path, cohort, real_pool, monkeypatch):
+def test_processes_give_the_same_bytes(tmp_path, cohort):
     parallel = run(cohort, tmp_path / "two", workers=2)
-    monkeypatch.setattr(preprocess, "ProcessPoolExecutor", Serial)
     assert content(run(cohort, tmp_path / "one")) == content(parallel)
 
 
@@ -487,7 +459,6 @@ def test_a_begun_folder_keeps_its_plan_on_a_machine_with_other_memory(tmp_path, 
     run(cohort, output, *AUTO)
     assert "nothing to do" in capsys.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr(preprocess, "ProcessPoolExecutor", Serial)
     message = failing(cohort, output, *AUTO, "preprocess.size=[64,64]", error=ArtifactError)
     assert "preprocess.size: [16, 32] -> [64, 64]" in message
 
@@ -511,7 +482,7 @@ def test_a_case_that_cannot_be_looked_at_has_no_part_in_the_plan_and_is_named(tm
 
 def test_workers_are_as_many_as_the_memory_holds(tmp_path, cohort, monkeypatch, capsys):
     monkeypatch.setattr(preprocess, "job_bytes", lambda: 500 * 2**20)
-    run(cohort, tmp_path / "out", workers=4)
+    run(cohort, tmp_path / "out", workers=4, dry_run=True)
     assert "2 instead of 4 workers: each needs up to 0.2 GB of 0.5 GB" in capsys.readouterr().err
 
 

@@ -8,7 +8,6 @@ from makers import body, write_cohort
 
 from pipeline.__main__ import main
 from pipeline.records import Cohort, ShardIndex, Translation
-from pipeline.stages import preprocess
 from pipeline.stream.store import SliceStore
 
 UNPAIRED = ["stream.pairing=unpaired", "workers=1"]
@@ -33,9 +32,7 @@ def shards(tmp_path_factory) -> Path:
     command = [*UNPAIRED, "cohort.split.fractions={train: 1, validation: 0, test: 0}", f"input={folder / 'volumes'}"]
     assert main(["cohort", *command, f"output={folder / 'cohort'}"]) == 0
     command = [*UNPAIRED, *SIZES, f"input={folder / 'cohort'}"]
-    with pytest.MonkeyPatch.context() as patch:  # starting a process takes seconds
-        patch.setattr(preprocess, "_in_processes", lambda function, jobs, *_: map(function, jobs))
-        assert main(["preprocess", *command, f"output={folder / 'shards'}"]) == 0
+    assert main(["preprocess", *command, f"output={folder / 'shards'}"]) == 0
     return folder / "shards"
 
 

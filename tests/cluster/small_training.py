@@ -1,17 +1,5 @@
-"""Words of a chain that takes seconds: four phantom heads, T1 to CT, a U-Net of a few weights."""
+"""Words of a training that takes seconds: a U-Net of a few weights."""
 
-PHANTOMS = [
-    "cohort=phantom",
-    "cohort.patients=4",
-    "cohort.anatomy=head",
-    "cohort.modalities=[t1n,ct]",
-    "cohort.size=[14,32,32]",
-    "cohort.spacing_mm=[12,8,8]",
-    "cohort.split.fractions={train: 0.5, validation: 0.25, test: 0.25}",
-    "preprocess.spacing_mm=[12,8,8]",
-    "preprocess.size=[32,32]",
-    "source=t1n",
-]
 TRAINING = [
     "source=t1n",
     "model=regression",

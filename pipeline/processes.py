@@ -31,5 +31,5 @@ def parallel(function: Callable[[Job], Result], jobs: list[Job], workers: int, l
             raise DataError(
                 "A worker process was killed, probably because memory ran out",
                 value=f"workers={workers}",
-                remedy="Set a smaller number of workers",
+                remedy="Set a smaller number of workers; the same command continues",
             ) from None
