@@ -69,11 +69,14 @@ def _number(value: float | None, digits: int) -> str:
 
 def table(pairs: list[PairQuality]) -> list[str]:
     """Return the pairs as lines of text, the worst first."""
-    lines = [f"{'case':<24}{'pair':<14}{'shift mm':>9}{'local mm':>9}{'overlap':>9}{'edges':>7}{'NMI':>7}"]
+    case = 2 + max((len(pair.case_id) for pair in pairs), default=4)
+    names = 2 + max((len(f"{pair.source}-{pair.target}") for pair in pairs), default=4)
+    lines = [f"{'case':<{case}}{'pair':<{names}}{'shift mm':>9}{'local mm':>9}{'overlap':>9}{'edges':>7}{'NMI':>7}"]
     for pair in sorted(pairs, key=lambda p: (not p.flags, -(p.length_mm or 0))):
         numbers = (
             f"{_number(pair.length_mm, 1):>9}{_number(pair.local_mm, 1):>9}{_number(pair.overlap, 2):>9}"
             f"{_number(pair.edge_agreement, 2):>7}{_number(pair.mutual_information, 2):>7}"
         )
-        lines.append(f"{pair.case_id:<24}{f'{pair.source}-{pair.target}':<14}{numbers}{'  *' if pair.flags else ''}")
+        name = f"{pair.source}-{pair.target}"
+        lines.append(f"{pair.case_id:<{case}}{name:<{names}}{numbers}{'  *' if pair.flags else ''}")
     return lines
