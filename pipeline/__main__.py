@@ -16,6 +16,7 @@ from pipeline import __version__
 from pipeline.arguments import parse
 from pipeline.artifacts import FULL
 from pipeline.errors import CinevoxError, ConfigError, nearest
+from pipeline.parts import VERBS as IN_PARTS
 
 # verb: (module whose `run(config)` does it, paths that it needs, what it does)
 VERBS = {
@@ -34,7 +35,6 @@ VERBS = {
     "cancel": ("pipeline.cluster.cancel", ("input",), "end submitted jobs"),
 }
 MANY_INPUTS = ("evaluate", "report")
-IN_PARTS = ("simulate", "preprocess")
 # The machine's limits, not a fault of ours: one line says enough (and no path, which may name a patient).
 MACHINE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO, errno.ESTALE, errno.ELOOP, *FULL)
 USAGE = """cinevox VERB [name=value ...] [-i INPUT] [-o OUTPUT] [--dry-run] [--debug] [--help]

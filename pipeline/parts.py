@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.artifacts import read_json, write_json
 
 T = TypeVar("T")
+VERBS = ("simulate", "preprocess", "translate", "evaluate")
 JOIN = "join"
 FOLDER = "parts"
 
@@ -23,17 +24,29 @@ def share_of(items: Sequence[T], part: str) -> list[T]:
     return list(items[number - 1 :: count])
 
 
-def write_note(output: Path, part: str, left_out: dict[str, str]) -> None:
-    """Note that a part has done what it can; ``left_out`` are cases with their reasons."""
+def write_note(output: Path, part: str, left_out: Mapping[str, str], **more: Mapping[str, Any]) -> None:
+    """Note that a part has done what it can.
+
+    Args:
+        output: The stage's folder.
+        part: Which it was, 'K/N'.
+        left_out: Cases with their reasons.
+        more: What else the join has to know of each case, as plain data.
+    """
     number, count = part.split("/")
-    write_json(output / FOLDER / f"{number}-of-{count}.json", {"schema": 1, "left_out": left_out})
+    write_json(output / FOLDER / f"{number}-of-{count}.json", {"schema": 1, "left_out": left_out, **more})
 
 
 def left_out_by_parts(output: Path) -> dict[str, str]:
     """Return the cases that parts left out, with their reasons."""
-    found: dict[str, str] = {}
+    return noted_by_parts(output, "left_out")
+
+
+def noted_by_parts(output: Path, what: str) -> dict[str, Any]:
+    """Return what all parts noted under one name, by case."""
+    found: dict[str, Any] = {}
     for path in sorted((output / FOLDER).glob("*-of-*.json")):
-        found |= read_json(path, what="note of a part")["left_out"]
+        found |= read_json(path, what="note of a part").get(what, {})
     return found
 
 

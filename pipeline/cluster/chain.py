@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.cluster.job import Job
 from pipeline.errors import ConfigError
+from pipeline.parts import VERBS as IN_PARTS
 from pipeline.settings import Config
 
 # What one job can do for itself; the others read or write no folder of their own.
@@ -30,13 +31,9 @@ def chain(config: Config, overrides: Sequence[str]) -> list[Job]:
         jobs.append(_job(config, verb, [*words, f"output={place[output]}"], overrides, place[output], after))
 
     def add_parts(verb: str, words: Sequence[str], output: str, after: str) -> str:
-        """Add an array over the cases, and the job that joins what it made, whichever of its tasks failed."""
-        parts, join = f"{verb}-parts", f"{verb}-join"
-        common = [*words, f"output={place[output]}"]
-        count = config.cluster.parts
-        jobs.append(_job(config, verb, common, overrides, place[output], (after,), name=parts, parts=count))
-        jobs.append(_job(config, verb, [*common, "part=join"], overrides, place[output], (after, parts), name=join))
-        return join
+        words = [*words, f"output={place[output]}"]
+        jobs.extend(_parts(config, verb, words, overrides, place[output], (after,)))
+        return jobs[-1].name
 
     add("cohort", source, "cohort", ())
     last, volumes = "cohort", place["cohort"]
@@ -44,14 +41,14 @@ def chain(config: Config, overrides: Sequence[str]) -> list[Job]:
         last, volumes = add_parts("simulate", [f"input={volumes}"], "simulated", last), place["simulated"]
     last = add_parts("preprocess", [f"input={volumes}"], "shards", last)
     add("train", [f"input={place['shards']}"], "run", (last,))
-    add("translate", [f"checkpoint={place['run']}", f"input={place['shards']}"], "translated", ("train",))
-    add("evaluate", [f"input={place['translated']}"], "scores", ("translate",))
-    add("report", [f"input={place['scores']}"], "report", ("evaluate",))
+    last = add_parts("translate", [f"checkpoint={place['run']}", f"input={place['shards']}"], "translated", "train")
+    last = add_parts("evaluate", [f"input={place['translated']}"], "scores", last)
+    add("report", [f"input={place['scores']}"], "report", (last,))
     return jobs
 
 
 def single(config: Config, overrides: Sequence[str]) -> list[Job]:
-    """Return the one job of a verb, with the command line's own paths made absolute.
+    """Return the one job of a verb, or its array and join, with the command line's own paths made absolute.
 
     Raises:
         ConfigError: No output, or a verb that is none.
@@ -65,7 +62,10 @@ def single(config: Config, overrides: Sequence[str]) -> list[Job]:
         for path in _paths(config, name)
     ]
     output = config.output.absolute()
-    return [_job(config, config.work, [*words, f"output={output}"], overrides, output, ())]
+    words.append(f"output={output}")
+    if config.work in IN_PARTS and config.cluster.parts > 1:
+        return _parts(config, config.work, words, overrides, output, ())
+    return [_job(config, config.work, words, overrides, output, ())]
 
 
 def simulates(config: Config) -> bool:
@@ -79,6 +79,16 @@ def simulates(config: Config) -> bool:
     return not any(next(path.glob(f"*/{config.source}.*"), None) for path in config.input)
 
 
+def _parts(
+    config: Config, verb: str, words: Sequence[str], overrides: Sequence[str], output: Path, after: tuple[str, ...]
+) -> list[Job]:
+    """Return an array over the cases, and the job that joins what it made, whichever of its tasks failed."""
+    parts = _job(config, verb, words, overrides, output, after, name=f"{verb}-parts", parts=config.cluster.parts)
+    waits = (*after, parts.name)
+    join = _job(config, verb, [*words, "part=join"], overrides, output, waits, name=f"{verb}-join", gpu=False)
+    return [parts, join]
+
+
 def _job(
     config: Config,
     verb: str,
@@ -88,8 +98,9 @@ def _job(
     after: Sequence[str],
     name: str = "",
     parts: int = 0,
+    gpu: bool | None = None,
 ) -> Job:
-    gpu, trainer = verb in _GPU, config.trainer
+    gpu, trainer = verb in _GPU if gpu is None else gpu, config.trainer
     own = [word for word in overrides if word.partition("=")[0].partition(".")[0].lstrip("+~") != "cluster"]
     cpus = [] if gpu else [f"workers={config.cluster.cpu.cpus}"]  # first: what the user says of it comes later
     return Job(

@@ -7,8 +7,9 @@ Reads   what the verbs read; of a chain input=PATIENTS (none for phantoms)
 Writes  CHAIN/{cohort,simulated,shards,run,translated,scores,report}, CHAIN/jobs/ (jobs.json and the jobs' logs);
         of a single verb its output, and beside it OUTPUT.jobs/
 
-Simulating and preprocessing are arrays of cluster.parts tasks that share the cases; a join lists the cases that
-failed and goes on with the others. Cone-beam CT is simulated where it is the source and the patients have none.
+Simulating, preprocessing, translating and evaluating are arrays of cluster.parts tasks that share the cases (one of
+these verbs alone too, unless cluster.parts=1); a join lists the cases that failed and goes on with the others.
+Cone-beam CT is simulated where it is the source and the patients have none.
 Training has trainer.nodes x trainer.devices tasks; it saves before the time limit or when it is preempted, and goes
 on by itself at exactly the next sample.
 

@@ -14,7 +14,11 @@ grid is resampled onto the prediction's grid (with a cohort; the scores say so) 
 evaluate.resample=true).
 
 Writes scores.json (every score, with the profile that defines it), scores.csv, summary.csv, comparisons.csv and
-summary.tex; what they mean stands in docs/how-to/compare-methods.md.
+summary.tex; what they mean stands in docs/how-to/compare-methods.md. A killed run goes on
+at the cases that it had not scored.
+
+part=K/N scores every N-th case only, beside the other parts; part=join makes the files of what they scored, with
+distances of sets and statistics over all of it, and lists what failed without failing itself.
 
 Main options: metrics=NAME, evaluate.source=false (do not score the untranslated source), evaluate.resample, label
 (the method's name without a cohort; of several: evaluate.labels), evaluate.patient_pattern, evaluate.cohort_pattern,
@@ -24,6 +28,7 @@ workers, --dry-run.
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -35,11 +40,15 @@ from rich.console import Console
 
 from pipeline.artifacts import claim_output, content_hash, file_sha256, write_json
 from pipeline.errors import ConfigError, DataError, nearest
+from pipeline.locks import lock
 from pipeline.metrics import check_metrics, compare, summarise
 from pipeline.metrics.comparison import REGIONS, CaseFiles
 from pipeline.metrics.plan import Plan, plan_pairs, plan_translations, volume_records
 from pipeline.metrics.profile import describe
+from pipeline.metrics.scored import FOLDER as SCORED
+from pipeline.metrics.scored import load_result, save_result
 from pipeline.metrics.scoring import SOURCE, CaseJob, CaseResult, score_case, score_sets
+from pipeline.parts import JOIN, share_of, write_note
 from pipeline.progress import say, track
 from pipeline.records import Scores, unique
 from pipeline.reporting.anonymous import anonymous, mean_values
@@ -73,12 +82,17 @@ def run(config: Config) -> None:
         return
     if not jobs:
         raise DataError("There is nothing to score: " + "; ".join(plan.excluded or ["no case is listed"]))
-    claim = claim_output(config.output, "evaluate", _settings(config, plan))
+    working, joining = bool(config.part) and config.part != JOIN, config.part == JOIN
+    claim = claim_output(config.output, "evaluate", _settings(config, plan), wait=working)
     if claim.finished:
         say(f"'{config.output}' is finished already; nothing to do.")
         scores, left_out = Scores.load(config.output), int(claim.record["results"]["excluded"])
+    elif working:
+        claim.share()
+        _score_part(config, jobs)
+        return
     else:
-        results = list(track(_score(jobs, config.workers), "Scoring", len(jobs)))
+        results, whole = _joined(config.output, jobs) if joining else (_results(config, jobs), True)
         scores, left_out = _collect(config, plan, results)
         if plan.pairs:
             for name, record in volume_records(config, plan).items():
@@ -88,11 +102,16 @@ def run(config: Config) -> None:
         write_summary_csv(config.output / "summary.csv", scores.summary)
         write_comparisons_csv(config.output / "comparisons.csv", scores.comparisons)
         write_latex(config.output / "summary.tex", scores)
-        claim.finish(excluded=left_out)
+        if whole:
+            claim.finish(excluded=left_out)
+            shutil.rmtree(config.output / SCORED, ignore_errors=True)
         track_stage(config, "evaluate", {"excluded": left_out, **mean_values(anonymous(scores, names_to_show(config)))})
     print_summary(Console(file=sys.stdout), scores)
-    if left_out:
-        reasons = [note for note in scores.notes if note.startswith("Left out: ")]
+    reasons = [note for note in scores.notes if note.startswith("Left out: ")]
+    if joining and scores.scores:
+        for reason in reasons:
+            say(reason)
+    elif left_out:
         listed = "; ".join(reasons[:_LISTED]) + f"; and {len(reasons) - _LISTED} more" * (len(reasons) > _LISTED)
         raise DataError(
             f"{left_out} comparison{'s' if left_out != 1 else ''} could not be scored. {listed}",
@@ -189,8 +208,55 @@ def _fingerprint(path: Path | None, sums: dict[Path, str]) -> str:
     return sums[path]
 
 
+def _results(config: Config, jobs: list[CaseJob]) -> list[CaseResult]:
+    """Score cases, but for those that an earlier start scored; what is found waits on disk until all is there."""
+    assert config.output is not None
+    found: dict[str, CaseResult] = {}
+    for job in jobs:
+        earlier = load_result(config.output, job.case)
+        if earlier is not None and not earlier.excluded:
+            found[job.case] = earlier
+    todo = [job for job in jobs if job.case not in found]
+    for job, result in zip(todo, track(_score(todo, config.workers), "Scoring", len(todo)), strict=True):
+        save_result(config.output, job.case, result)
+        found[job.case] = result
+    return [found[job.case] for job in jobs]
+
+
+def _score_part(config: Config, jobs: list[CaseJob]) -> None:
+    assert config.output is not None
+    mine = share_of(jobs, config.part)
+    name = config.part.replace("/", "-of-")
+    held = lock(config.output / f".part-{name}.lock", f"Part {config.part}")
+    left_out = {
+        job.case: "; ".join(result.excluded)
+        for job, result in zip(mine, _results(config, mine), strict=True)
+        if result.excluded
+    }
+    write_note(config.output, config.part, left_out)
+    held.release()
+    if left_out:
+        raise DataError(
+            f"{len(left_out)} of {len(mine)} cases could not be scored (the others are): "
+            + "; ".join(list(left_out.values())[:_LISTED]),
+            remedy="The same command tries them again",
+        )
+
+
+def _joined(output: Path, jobs: list[CaseJob]) -> tuple[list[CaseResult], bool]:
+    """Return what parts scored, and whether that is everything: what failed may be tried again."""
+    results = []
+    for job in jobs:
+        result = load_result(output, job.case)
+        if result is None:
+            reason = "the part that scores it did not end"
+            result = CaseResult(excluded=[f"case '{job.case}' ({method}): {reason}" for method in job.methods])
+        results.append(result)
+    return results, not any(result.excluded for result in results)
+
+
 def _score(jobs: list[CaseJob], workers: int) -> Iterator[CaseResult]:
-    if workers == 1 or len(jobs) == 1:
+    if workers == 1 or len(jobs) <= 1:
         yield from map(score_case, jobs)
         return
     # Spawned, not forked: the parent may hold threads (numerics, progress bar).

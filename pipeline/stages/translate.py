@@ -14,36 +14,34 @@ Main options
 A run of a cross-validation (fold=K) translates the patients of its own fold as the split 'test'.
 How an input is prepared, and how the result is turned back, stands in the checkpoint; an input that does not fit
 it is refused.
+
+part=K/N translates every N-th case only, beside the other parts; part=join makes translation.json of what they wrote,
+and lists the cases that failed without failing itself.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pipeline.artifacts import check_free_space, claim_output, content_hash, difference, file_sha256
-from pipeline.cohorts.folder import safe
-from pipeline.cohorts.plausibility import check_hu, check_values
-from pipeline.errors import ArtifactError, CinevoxError, ConfigError, DataError
-from pipeline.geometry import Grid, Volume, reorder
-from pipeline.imaging.film import film_grid, grid_from, to_stored
-from pipeline.imaging.mask import body_mask, foreground_mask
-from pipeline.imaging.normalise import normalise, restore, window_for
+from pipeline.artifacts import check_free_space, claim_output, content_hash, file_sha256
+from pipeline.errors import CinevoxError, DataError
+from pipeline.geometry import Volume
+from pipeline.imaging.normalise import restore, window_for
 from pipeline.imaging.resample import resample
-from pipeline.io import SUFFIXES, read_grid, read_volume, stem, write_volume
+from pipeline.io import write_volume
+from pipeline.locks import lock
 from pipeline.networks.cpu_layers import lay_out
+from pipeline.parts import JOIN, left_out_by_parts, noted_by_parts, share_of, write_note
+from pipeline.preparation.sources import SourceCase, is_shards, run_fold, source_cases
 from pipeline.progress import say, track
-from pipeline.records import Cohort, Excluded, ShardIndex, TranslatedCase, Translation
+from pipeline.records import Excluded, ShardIndex, TranslatedCase, Translation
 from pipeline.settings import Config
-from pipeline.stream.store import SliceStore
 from pipeline.tracking.stage import track_stage
 from pipeline.training.checkpoint import FOLDER, LAST, load_checkpoint, load_method
 from pipeline.training.compilation import check_compiler, compile_for_inference
@@ -51,127 +49,151 @@ from pipeline.training.heap import keep_freed_memory
 from pipeline.training.precision import autocast, device_for, resolve_precision, round_weights
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One case to translate; ``open`` reads it only when its turn comes."""
-
-    case_id: str
-    patient: str
-    open: Callable[[], _Prepared]
-    voxels: int  # of the volume that is written; 0 where the header cannot be read
-    source: str = ""
-    reference: str = ""
-    mask: str = ""
-    mask_kind: str = ""
-    cohort: str = ""
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A normalised film and the way back to the volume that it came from."""
-
-    frames: NDArray[np.float32]  # (slices, rows, columns) in [-1, 1]
-    mask: NDArray[np.uint8]
-    film: Grid
-    native: Grid
-    percentiles: dict[str, tuple[float, float]]
-
-
 def run(config: Config) -> None:
-    """Translate a split of shards, a volume, or a folder of volumes."""
+    """Translate a split of shards, a volume, or a folder of volumes.
+
+    Raises:
+        ConfigError: Another fold than the run's, or a mask for several volumes.
+        DataError: No case; or, after all others are written, cases that could not be translated.
+        ArtifactError: Shards or an output that do not fit.
+    """
     assert config.checkpoint is not None and config.output is not None
     data = load_checkpoint(config.checkpoint)
     record = data["cinevox"]
     place, output = config.input[0], config.output
-    find = _shard_jobs if (place / ShardIndex.FILE).is_file() else _volume_jobs
-    jobs = find(place, record, config)
-    if not jobs:
+    cases = source_cases(place, record, config)
+    if not cases:
         raise DataError(f"Nothing to translate: no case in split '{config.translate.split}'")
-    fold = _run_fold(record) if config.translate.split == "test" and find is _shard_jobs else 0
-    label = config.translate.label or record["label"]
-    say(f"{label}: {len(jobs)} case(s), {record['source']} to {record['target']}")
+    say(f"{_label(record, config)}: {len(cases)} case(s), {record['source']} to {record['target']}")
     if config.dry_run:
-        names = ", ".join(f"{job.case_id}.nii.gz" for job in jobs[:20])
-        say(f"Would write {len(jobs)} volume(s), at most {_bytes(jobs, record) / 1e6:.0f} MB: {names}")
+        names = ", ".join(f"{case.case_id}.nii.gz" for case in cases[:20])
+        say(f"Would write {len(cases)} volume(s), at most {_bytes(cases, record) / 1e6:.0f} MB: {names}")
         return
     path = config.checkpoint / FOLDER / LAST if config.checkpoint.is_dir() else config.checkpoint
     sha256 = file_sha256(path)
     settings = {
         "checkpoint": sha256,
         "translate": config.translate.model_dump(),
-        "cases": [j.case_id for j in jobs],
-        "input": _content(place, jobs),
+        "cases": [case.case_id for case in cases],
+        "input": _content(place, cases),
     }
-    claim = claim_output(output, "translate", settings)
+    working = bool(config.part) and config.part != JOIN
+    claim = claim_output(output, "translate", settings, wait=working)
     if claim.finished:
         say(f"'{output}' is finished already; nothing to do")
         return
-    check_free_space(output, _bytes([job for job in jobs if not _target(output, job).exists()], record))
-    done: list[TranslatedCase] = []
-    excluded: list[Excluded] = []
-    translate = _translator(data, config)
-    for job in track(jobs, "translate"):
-        target = _target(output, job)
-        start = time.perf_counter()
-        try:
-            if not target.exists():
-                write_volume(target, translate(job))
-        except CinevoxError as error:
-            excluded.append(Excluded(case_id=job.case_id, reason=str(error)))
-            continue
-        done.append(
-            TranslatedCase(
-                case_id=job.case_id,
-                patient=job.patient,
-                prediction=target.name,
-                source=job.source,
-                reference=job.reference,
-                mask=job.mask,
-                mask_kind=job.mask_kind,
-                seconds=round(time.perf_counter() - start, 2),
-            )
-        )
+    if working:
+        claim.share()
+    done, left_out = _made_by_parts(cases, output) if config.part == JOIN else _make(cases, data, config)
+    if working:
+        write_note(output, config.part, left_out, seconds={case.case_id: case.seconds for case in done})
+        _refuse(left_out, len(share_of(cases, config.part)))
+        return
     if done:
         Translation(
             method=record["method"],
-            label=label,
+            label=_label(record, config),
             run=str(config.checkpoint.resolve()),
             checkpoint_sha256=sha256,
             source_modality=record["source"],
             target_modality=record["target"],
             unit=_unit(record),
-            fold=fold,
-            cohort=jobs[0].cohort,
+            fold=run_fold(record) if config.translate.split == "test" and is_shards(place) else 0,
+            cohort=cases[0].cohort,
             cases=done,
-            excluded=excluded,
+            excluded=[Excluded(case_id=case_id, reason=reason) for case_id, reason in left_out.items()],
             settings=config.translate.model_dump(mode="json"),
         ).save(output)
     seconds = [case.seconds for case in done if case.seconds]  # none where an earlier start translated the case
-    counted = {"cases": len(done), "excluded": len(excluded)}
+    counted = {"cases": len(done), "excluded": len(left_out)}
     track_stage(config, "translate", {**counted, "seconds_per_case": sum(seconds) / max(len(seconds), 1)})
-    if excluded:
-        raise DataError(
-            f"{len(excluded)} of {len(jobs)} cases were left out (the others are written): "
-            + "; ".join(f"{e.case_id}: {e.reason}" for e in excluded[:10])
-        )
-    claim.finish(cases=len(done))
+    if config.part == JOIN and done:
+        for case_id, reason in left_out.items():
+            say(f"Left out: {case_id}: {reason}")
+    else:
+        _refuse(left_out, len(cases))
+    if not left_out:  # else not finished: the same command tries them again
+        claim.finish(cases=len(done))
     say(f"Translated {len(done)} case(s) into '{output}'")
 
 
-def _target(output: Path, job: _Job) -> Path:
-    return output / f"{job.case_id}.nii.gz"
+def _make(cases: list[SourceCase], data: dict[str, Any], config: Config) -> tuple[list[TranslatedCase], dict[str, str]]:
+    """Translate the share of ``config.part``; return what is there then, and why the others are not."""
+    assert config.output is not None
+    record, output = data["cinevox"], config.output
+    mine = share_of(cases, config.part)
+    todo = [case for case in mine if not _target(output, case).exists()]
+    check_free_space(output, _bytes(todo, record))
+    translate = _translator(data, config) if todo else None
+    done: list[TranslatedCase] = []
+    left_out: dict[str, str] = {}
+    for case in track(mine, "translate"):
+        target, start = _target(output, case), time.perf_counter()
+        held = lock(output / f".{case.case_id}.lock", f"Case '{case.case_id}'")
+        try:
+            if translate is not None and not target.exists():
+                write_volume(target, translate(case))
+            done.append(_translated(case, target, round(time.perf_counter() - start, 2)))
+        except CinevoxError as error:
+            left_out[case.case_id] = str(error)
+        except torch.OutOfMemoryError:
+            left_out[case.case_id] = "it needs more memory than this GPU has"
+        finally:
+            held.release()
+    return done, left_out
 
 
-def _bytes(jobs: list[_Job], record: dict[str, Any]) -> int:
-    """Return the most that the jobs' volumes take on disk."""
-    return sum(job.voxels for job in jobs) * (2 if _unit(record) == "HU" else 4)
+def _made_by_parts(cases: list[SourceCase], output: Path) -> tuple[list[TranslatedCase], dict[str, str]]:
+    seconds, reasons = noted_by_parts(output, "seconds"), left_out_by_parts(output)
+    done: list[TranslatedCase] = []
+    left_out: dict[str, str] = {}
+    for case in cases:
+        if (target := _target(output, case)).exists():
+            done.append(_translated(case, target, seconds.get(case.case_id, 0.0)))
+        else:
+            left_out[case.case_id] = reasons.get(case.case_id, "the part that translates it did not end")
+    return done, left_out
 
 
-def _content(place: Path, jobs: list[_Job]) -> str | dict[str, str]:
+def _translated(case: SourceCase, target: Path, seconds: float) -> TranslatedCase:
+    return TranslatedCase(
+        case_id=case.case_id,
+        patient=case.patient,
+        prediction=target.name,
+        source=case.source,
+        reference=case.reference,
+        mask=case.mask,
+        mask_kind=case.mask_kind,
+        seconds=seconds,
+    )
+
+
+def _refuse(left_out: dict[str, str], count: int) -> None:
+    if left_out:
+        raise DataError(
+            f"{len(left_out)} of {count} cases were left out (the others are written): "
+            + "; ".join(f"{case_id}: {reason}" for case_id, reason in list(left_out.items())[:10])
+        )
+
+
+def _label(record: dict[str, Any], config: Config) -> str:
+    return config.translate.label or record["label"]
+
+
+def _target(output: Path, case: SourceCase) -> Path:
+    return output / f"{case.case_id}.nii.gz"
+
+
+def _bytes(cases: list[SourceCase], record: dict[str, Any]) -> int:
+    """Return the most that the cases' volumes take on disk."""
+    return sum(case.voxels for case in cases) * (2 if _unit(record) == "HU" else 4)
+
+
+def _content(place: Path, cases: list[SourceCase]) -> str | dict[str, str]:
     """Return what of the input decides the result: another volume under the same name is another translation."""
-    if (place / ShardIndex.FILE).is_file():
+    if is_shards(place):
         return ShardIndex.load(place).config_hash
-    return {job.case_id: content_hash([file_sha256(Path(f)) for f in (job.source, job.mask) if f]) for job in jobs}
+    return {case.case_id: content_hash([file_sha256(Path(f)) for f in (case.source, case.mask) if f]) for case in cases}
 
 
 def _unit(record: dict[str, Any]) -> str:
@@ -179,158 +201,11 @@ def _unit(record: dict[str, Any]) -> str:
     return "HU" if unit == "HU" else "normalised"
 
 
-# --- Where films come from ---------------------------------------------------------------------------------------
-
-
-def _shard_jobs(folder: Path, record: dict[str, Any], config: Config) -> list[_Job]:
-    store = SliceStore(folder)
-    index, preparation = store.index, record["preprocessing"]
-    changed = difference(
-        {key: preparation[key] for key in ("axes", "spacing_mm", "size", "modalities")},
-        {
-            "axes": index.axes,
-            "spacing_mm": list(index.spacing_mm),
-            "size": list(index.size),
-            "modalities": {name: item.model_dump() for name, item in index.modalities.items()},
-        },
-    )
-    changed = [line for line in changed if not line.startswith("modalities.") or record["source"] in line.split(":")[0]]
-    if changed:
-        raise ArtifactError(
-            "These shards were prepared differently from those that the run was trained on: " + "; ".join(changed),
-            remedy="Translate the volumes themselves (input=FILE|DIR), or preprocess them as the run's shards were",
-        )
-    try:
-        cohort: Cohort | None = Cohort.load(Path(index.cohort))
-    except ArtifactError:
-        say("The cohort record of these shards is gone: volumes are written, but no reference is known")
-        cohort = None
-    cases = {case.case_id: case for case in cohort.cases} if cohort else {}
-    jobs = []
-    chosen = index.select(config.translate.split, _fold(record, config, index))
-    if lacking := [case.case_id for case in chosen if record["source"] not in case.modalities]:
-        say(f"{len(lacking)} case(s) without '{record['source']}' are not translated: {', '.join(lacking[:10])}")
-    for shard_case in (case for case in chosen if record["source"] in case.modalities):
-        case = cases.get(shard_case.case_id)
-
-        def open_film(case_id: str = shard_case.case_id) -> _Prepared:
-            source, entry = record["source"], store.cases[case_id]
-            film = store.film(case_id, source, "mask")
-            physical = film[source].astype(np.float32) * np.float32(entry.scale.get(source, 1.0))
-            window = window_for(source, preparation["window"], entry.percentiles)
-            frames = normalise(physical, window)
-            native = grid_from(entry.source_grids[source])
-            return _Prepared(frames, film["mask"], grid_from(entry.film_grid), native, dict(entry.percentiles))
-
-        def located(kind: str, owner: Any = case) -> str:
-            return str(cohort.path(owner.volumes[kind]).resolve()) if cohort and owner and kind in owner.volumes else ""
-
-        mask = case.masks.get("field_of_view") if case else None
-        jobs.append(
-            _Job(
-                shard_case.case_id,
-                shard_case.patient,
-                open_film,
-                math.prod(shard_case.source_grids[record["source"]].shape),
-                source=located(record["source"]),
-                reference=located(record["target"]),
-                mask=str(cohort.path(mask).resolve()) if cohort and mask else "",
-                mask_kind="field_of_view" if mask else "",
-                cohort=cohort.name if cohort else "",
-            )
-        )
-    return jobs
-
-
-def _run_fold(record: dict[str, Any]) -> int:
-    return int(record["config"].get("fold", 0))
-
-
-def _fold(record: dict[str, Any], config: Config, index: ShardIndex) -> int:
-    """Return the run's fold, after checking that it says which of these patients were trained on."""
-    fold = _run_fold(record)
-    if config.fold not in (0, fold):
-        raise ConfigError(
-            "The run tested another fold, so these patients may be among those that it was trained on",
-            value=f"fold={config.fold}",
-            allowed=f"fold={fold}" if fold else "no fold: the run knew none",
-            remedy="Leave fold out: the checkpoint knows it",
-        )
-    if fold and config.translate.split != "all" and record["shards"] != index.config_hash:
-        raise ArtifactError(
-            f"The run tested fold {fold} of other shards, so nothing says which of these patients it was trained on",
-            value=f"translate.split={config.translate.split}",
-            allowed="translate.split=all, or the run's own shards",
-        )
-    return fold
-
-
-def _volume_jobs(place: Path, record: dict[str, Any], config: Config) -> list[_Job]:
-    if not place.exists():
-        raise DataError(f"No input at '{place}'")
-    files = [place] if place.is_file() else _volumes_in(place, record["source"])
-    if not files:
-        raise DataError(f"No volume in '{place}'", allowed=" ".join(SUFFIXES))
-    if config.mask is not None and len(files) > 1:
-        raise ConfigError("mask=FILE goes with a single volume")
-    names = [stem(f) if place.is_file() or f.parent == place else f.parent.name for f in files]
-    case_ids = [safe("case", name) for name in names]
-    if len({case_id.lower() for case_id in case_ids}) < len(case_ids):
-        raise DataError("Two volumes would be written under one name", remedy="Translate them one by one")
-    jobs = []
-    for case_id, file in zip(case_ids, files, strict=True):
-
-        def open_volume(file: Path = file, case_id: str = case_id) -> _Prepared:
-            return _prepare(read_volume(file), record, config, case_id)
-
-        mask = str(config.mask.resolve()) if config.mask else ""
-        kind = "field_of_view" if mask else ""
-        jobs.append(_Job(case_id, case_id, open_volume, _voxels(file), str(file.resolve()), mask=mask, mask_kind=kind))
-    return jobs
-
-
-def _voxels(file: Path) -> int:
-    try:
-        return math.prod(read_grid(file).shape)
-    except DataError:
-        return 0  # said when its turn comes, so that the others go on
-
-
-def _volumes_in(folder: Path, modality: str) -> list[Path]:
-    flat = [f for f in sorted(folder.iterdir()) if f.is_file() and f.name.lower().endswith(SUFFIXES)]
-    nested = [f for f in sorted(folder.glob("*/*")) if f.name.lower().endswith(SUFFIXES) and stem(f) == modality]
-    return flat or nested
-
-
-def _prepare(volume: Volume, record: dict[str, Any], config: Config, case_id: str) -> _Prepared:
-    """Prepare a stray volume as the run's shards were, by the checkpoint's record."""
-    preparation, source = record["preprocessing"], record["source"]
-    unit = preparation["modalities"][source]["unit"]
-    volume = Volume(volume.array, volume.affine, unit)
-    film = reorder(volume)
-    check_values(film)
-    if unit == "HU":
-        check_hu(film)
-    body = body_mask(volume, preparation["body_threshold_hu"]) if unit == "HU" else foreground_mask(volume)
-    grid = film_grid(volume, body, tuple(preparation["spacing_mm"]), tuple(preparation["size"]), case_id)
-    mask = resample(Volume(body.astype(np.uint8), volume.affine), grid, outside=0, order="nearest").array
-    if config.mask is not None:
-        mask = mask * (resample(read_volume(config.mask), grid, outside=0, order="nearest").array > 0)
-    if not mask.any():
-        raise DataError(f"The mask of case '{case_id}' is empty")
-    stored, scale = to_stored(volume, grid)
-    physical = stored.astype(np.float32) * np.float32(scale)
-    low, high = np.percentile(physical[mask > 0], [0.5, 99.5])
-    percentiles = {source: (float(low), float(high))}
-    frames = normalise(physical, window_for(source, preparation["window"], percentiles))
-    return _Prepared(frames, mask.astype(np.uint8), grid, volume.grid, percentiles)
-
-
 # --- There and back ----------------------------------------------------------------------------------------------
 
 
-def _translator(data: dict[str, Any], config: Config) -> Callable[[_Job], Volume]:
-    """Return the function from a job to its volume on the source's grid."""
+def _translator(data: dict[str, Any], config: Config) -> Callable[[SourceCase], Volume]:
+    """Return the function from a case to its volume on the source's grid."""
     record = data["cinevox"]
     device = device_for(config.trainer.accelerator)
     precision = resolve_precision(config.translate.precision, device)
@@ -345,8 +220,8 @@ def _translator(data: dict[str, Any], config: Config) -> Callable[[_Job], Volume
     masked = record["preprocessing"]["outside_mask"] == "lowest"
     in_hu = _unit(record) == "HU"
 
-    def translate(job: _Job) -> Volume:
-        prepared = job.open()
+    def translate(case: SourceCase) -> Volume:
+        prepared = case.open()
         frames = prepared.frames.copy()
         if masked:
             frames[prepared.mask == 0] = -1.0

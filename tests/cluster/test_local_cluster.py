@@ -101,7 +101,7 @@ def test_a_chain_with_a_broken_case_and_a_hostile_name_ends_with_a_report(cluste
     assert f"1 case(s) left out: {broken}" in found["preprocess-parts"]
     assert broken not in {case.case_id for case in ShardIndex.load(chain / "shards").cases}
     assert len(ShardIndex.load(chain / "shards").cases) == 3
-    assert all("finished" in found[name] for name in ("train", "translate", "evaluate", "report"))
+    assert all("finished" in found[name] for name in ("train", "translate-join", "evaluate-join", "report"))
     assert (chain / "report" / "report.html").is_file()
     assert f"Left out: {broken}" in (chain / "jobs" / f"preprocess-join-{numbers['preprocess-join']}.log").read_text()
     assert "on 2 ranks" in log_of(chain, "train", numbers)

@@ -85,12 +85,13 @@ def test_every_jobs_text_is_that_of_the_record(tmp_path, monkeypatch, capsys):
 def test_the_chain_waits_in_order_and_a_join_for_any_end_of_its_array(slurm, tmp_path):
     assert submit(tmp_path / "chain") == 0
     assert slurm.names() == [
-        "cohort", "preprocess-parts", "preprocess-join", "train", "translate", "evaluate", "report",
+        "cohort", "preprocess-parts", "preprocess-join", "train", "translate-parts", "translate-join",
+        "evaluate-parts", "evaluate-join", "report",
     ]  # fmt: skip
     waits = [[w.partition("=")[2] for w in call if w.startswith("--dependency=")] for call in slurm.calls("sbatch")]
     assert waits == [
-        [], ["afterok:101"], ["afterok:101,afterany:102"], ["afterok:103"], ["afterok:104"], ["afterok:105"],
-        ["afterok:106"],
+        [], ["afterok:101"], ["afterok:101,afterany:102"], ["afterok:103"], ["afterok:104"],
+        ["afterok:104,afterany:105"], ["afterok:106"], ["afterok:106,afterany:107"], ["afterok:108"],
     ]  # fmt: skip
 
 
@@ -117,7 +118,9 @@ def test_a_second_submit_does_only_what_is_missing(slurm, tmp_path, capsys):
     slurm.queue("102|2|NODE_FAIL|None", "103|N/A|PENDING|Dependency", "104|N/A|PENDING|Dependency")
     assert submit(chain) == 0
     again = slurm.calls("sbatch")
-    assert slurm.names() == ["preprocess-parts", "translate", "evaluate", "report"]
+    assert slurm.names() == [
+        "preprocess-parts", "translate-parts", "translate-join", "evaluate-parts", "evaluate-join", "report",
+    ]  # fmt: skip
     assert "--array=2" in again[0]
     assert not any(w.startswith("--dependency=") for w in again[0])
     assert "--dependency=afterok:104" in again[1]
@@ -191,6 +194,26 @@ def test_a_single_verb_has_its_log_beside_its_output_and_no_cluster_among_its_wo
     assert not any("cluster" in word for word in command)
     assert not (tmp_path / "run").exists()
     assert main(["submit", "trian", f"output={tmp_path / 'other'}"]) == 2
+
+
+@pytest.mark.parametrize("verb", ["simulate", "preprocess", "translate", "evaluate"])
+def test_a_single_verb_that_works_in_parts_is_an_array_and_a_join(verb, slurm, tmp_path):
+    (tmp_path / "run").mkdir()
+    places = [f"input={tmp_path}", f"checkpoint={tmp_path / 'run'}", f"output={tmp_path / 'out'}"]
+    assert main(["submit", verb, "cluster.parts=5", *places]) == 0
+    parts, join = slurm.calls("sbatch")
+    assert slurm.names() == [f"{verb}-parts", f"{verb}-join"]
+    assert "--array=1,2,3,4,5" in parts
+    assert f"--output={tmp_path / 'out.jobs'}/{verb}-parts-%A_%a.log" in parts
+    assert "--dependency=afterany:101" in join
+    assert (parts[-1], join[-1]) == (f"output={tmp_path / 'out'}", "part=join")
+    # A GPU is for those that translate, not for the one that lists what they made.
+    partitions = [next(word for word in call if word.startswith("--partition=")) for call in (parts, join)]
+    assert partitions == ["--partition=gpu" if verb == "translate" else "--partition=cpu", "--partition=cpu"]
+    slurm.forget()
+    assert main(["submit", verb, "cluster.parts=1", *places[:2], f"output={tmp_path / 'other'}"]) == 0
+    assert slurm.names() == [verb]
+    assert not any(word.startswith(("--array", "part=")) for word in slurm.calls("sbatch")[0])
 
 
 def test_cancel_ends_what_has_not_ended(slurm, tmp_path, capsys):
