@@ -43,6 +43,7 @@ from pipeline.stream.sampler import micro_batch
 from pipeline.stream.store import SliceStore
 from pipeline.tracking.table import TableLogger
 from pipeline.tracking.wandb_run import tracks
+from pipeline.training.arithmetic import arithmetic, hold_threads, tell_changes
 from pipeline.training.attempts import count_attempt
 from pipeline.training.budget import Budget
 from pipeline.training.checkpoint import (
@@ -177,7 +178,8 @@ def _claim_and_fit(
         progress = found[1]["progress"] if found else None
         count_attempt(output, progress["step"] if progress else 0, config.trainer)
         write_json(output / "config.json", public(config))
-        return {"finished": False, "resume": str(found[0]) if found else None, "progress": progress}
+        before = found[1].get("arithmetic") if found else None
+        return {"finished": False, "resume": str(found[0]) if found else None, "progress": progress, "before": before}
 
     decided = decided_by_the_first(decide)
     if decided["finished"]:
@@ -220,8 +222,7 @@ def _fit(
     settings, here = config.trainer, this_rank()
     if precision == "bf16-mixed" and not has_native_bf16(device):
         say("This hardware has no bf16 products: bf16-mixed will be many times slower than fp32")
-    if settings.threads or here.local_count > 1:
-        torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // here.local_count))
+    hold_threads(here, settings.threads)
     ranks = f"{here.count} ranks, each " if here.count > 1 else ""
     say(f"Training on {ranks}{device.type} in {precision}, {torch.get_num_threads()} threads")
     record = describe(config, store.index)
@@ -242,6 +243,8 @@ def _fit(
     if decided["progress"] is not None:
         budget.restore(decided["progress"])
         say(f"Continuing at step {budget.step}, {duration(budget.seconds)} of training so far")
+        if decided["before"] is not None:
+            tell_changes(decided["before"], arithmetic(device))
         if budget.share >= 1:
             return  # killed after its last step: another one would be beyond the budget
     # Lightning's hints on hardware and other products are noise in a job's log.

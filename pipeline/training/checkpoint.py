@@ -26,6 +26,7 @@ from pipeline.errors import CheckpointError, TrainingError
 from pipeline.progress import say
 from pipeline.records import ShardIndex
 from pipeline.settings import Config
+from pipeline.training.arithmetic import arithmetic
 from pipeline.training.budget import Budget
 
 SCHEMA = 1
@@ -182,7 +183,7 @@ class Checkpoints(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add our record, position and random state; drop Lightning's own loop counters.
+        """Add our record, progress, random state and how sums were rounded; drop Lightning's own loop counters.
 
         The position in the sample sequence is the datamodule's. Lightning's counters (a batch behind at this point,
         one per optimiser) would only fight with it after a restart in mid-epoch.
@@ -190,6 +191,7 @@ class Checkpoints(pl.Callback):
         checkpoint.pop("loops", None)
         checkpoint["cinevox"] = self.record
         checkpoint["progress"] = {**self.budget.progress(), "best": self.best}
+        checkpoint["arithmetic"] = arithmetic(pl_module.device)
         checkpoint["random"] = {"torch": torch.get_rng_state()}
         if pl_module.device.type == "cuda":  # this rank's own GPU: a resume may have fewer of them, or more
             checkpoint["random"]["gpu"] = torch.cuda.get_rng_state(pl_module.device)

@@ -84,6 +84,7 @@ def test_two_ranks_learn_as_one_would_skip_together_and_follow_the_first():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    common.pop("OMP_NUM_THREADS", None)
     both = [
         subprocess.Popen(
             [sys.executable, HERE / "two_ranks.py"],
@@ -100,6 +101,7 @@ def test_two_ranks_learn_as_one_would_skip_together_and_follow_the_first():
     assert first["first"] == second["first"] == 7
     assert first["sum"] == second["sum"] == [2, 1]
     assert (first["refused"], second["refused"]) == ("with the reason", 2)
+    assert first["threads"] == second["threads"] == 3
     assert first["told"] is second["told"] is True
     assert first["vid2vid"] == second["vid2vid"]
     assert first["vid2vid"]["kept"]

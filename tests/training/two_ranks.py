@@ -14,6 +14,7 @@ from miniatures import MINIATURE
 from model_making import draw_head, make_batch, make_method, weights_of
 
 from pipeline.errors import ConfigError
+from pipeline.training.arithmetic import hold_threads
 from pipeline.training.preemption import Preemption, Warned
 from pipeline.training.ranks import decided_by_the_first, first_ranks_number, joined, strategy_for, summed
 
@@ -86,13 +87,22 @@ def told_on_one_rank():
     return preemption.stopped and trainer.should_stop and len(saved) == 1
 
 
+def threads_of_a_fit():
+    """Lightning has a number of its own for DDP: cores / ranks."""
+    hold_threads(here, 3)
+    train(make_method("regression"), [make_batch(3)])
+    return torch.get_num_threads()
+
+
 def refuse():
     raise ConfigError("The first rank says no")
 
 
-torch.set_num_threads(1)
 with joined(torch.device("cpu"), 60) as here:
+    threads = threads_of_a_fit()
+    hold_threads(here, 1)
     found = {
+        "threads": threads,
         "rank": here.rank,
         "decided": decided_by_the_first(lambda: f"rank {here.rank}"),
         "first": first_ranks_number(float(here.rank + 7)),
