@@ -68,7 +68,7 @@ class Vid2Vid(Translator):
         fix_coarse_share: Share of the budget in which only the generator's finest scale learns.
         coarse_checkpoint: Checkpoint of a run with one scale less, from which a new training takes the coarser scales;
             empty: they start at random. Only read when a training starts.
-        gan: ``lsgan`` or ``hinge``.
+        gan: ``lsgan``, ``hinge`` or ``bce``.
         weight_gan: Of the image discriminator's verdict; all weights: 0 turns a term off.
         weight_feature_matching: Of the features in the image discriminator.
         weight_perceptual: Of the perceptual distance.

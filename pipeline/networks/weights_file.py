@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         ArtifactError: The file is missing, damaged, or holds something else than named tensors.
     """
     state = _read(path, "a state dict of tensors")
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
         raise ArtifactError("The file does not hold a state dict", value=path.name, allowed="names and tensors")
     return state
 
@@ -40,9 +41,10 @@ def read_network(path: Path, name: str) -> dict[str, torch.Tensor]:
 def _read(path: Path, allowed: str) -> Any:
     if not path.is_file():
         raise ArtifactError("The file with pretrained weights does not exist", value=path.name)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ArtifactError(
-            "The file with pretrained weights cannot be read", value=path.name, allowed=allowed
-        ) from error
+    with path.open("rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # of a cut file torch raises whatever it stumbles over
+            raise ArtifactError(
+                "The file with pretrained weights cannot be read", value=path.name, allowed=allowed
+            ) from error

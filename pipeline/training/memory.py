@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.networks.residual_blocks import ResidualBlock
+from pipeline.networks.resnet_generator import ResnetBlock
 
-BLOCKS = (ResidualBlock, ResidualUnit)
+BLOCKS = (ResidualBlock, ResidualUnit, ResnetBlock)
 
 
 def recompute_activations(method: nn.Module) -> None:

@@ -59,11 +59,12 @@ def resolve_precision(setting: str, device: torch.device) -> Precision:
 def round_weights(method: nn.Module) -> None:
     """Keep the weights of convolutions and linear layers in bf16, for translation only: no step has to round them.
 
-    Autocast rounds the same weights in each step. Modules whose names end in ``head`` stay in float32: near the ends
-    of the range one bf16 step is 8 HU. Norms and activations stay too; they are small.
+    Autocast rounds the same weights in each step. Modules whose names end in ``head`` stay in float32, and layers with
+    a true ``stays_float32`` (whose names are a public checkpoint's): near the ends of the range one bf16 step is 8 HU.
+    Norms and activations stay too; they are small.
     """
     for name, module in method.named_modules():
-        in_head = any(part.endswith("head") for part in name.split("."))
+        in_head = any(part.endswith("head") for part in name.split(".")) or getattr(module, "stays_float32", False)
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and not in_head:
             module.to(torch.bfloat16)
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from monai.losses.deform import BendingEnergyLoss
@@ -25,6 +27,14 @@ def test_adversarial_values_are_summed_over_scales(kind, generator, discriminato
     fake, real = verdict(0.5, -1.0), verdict(0.5, -1.0)
     assert generator_loss(fake, kind).item() == pytest.approx(generator)
     assert discriminator_loss(real, fake, kind).item() == pytest.approx(discriminator)
+
+
+def test_cross_entropy_is_that_of_the_sigmoid_also_far_from_zero():
+    real, fake = 1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(1.0))
+    assert generator_loss(verdict(-1.0), "bce").item() == pytest.approx(-math.log(fake))
+    found = discriminator_loss(verdict(0.5), verdict(-1.0), "bce").item()
+    assert found == pytest.approx(0.5 * (-math.log(real) - math.log(1 - fake)))
+    assert generator_loss(verdict(-200.0), "bce").item() == pytest.approx(200)
 
 
 def test_perfect_verdicts_cost_nothing():
