@@ -191,11 +191,17 @@ class Translator(LightningModule):
             scaler.load_state_dict(state)
 
     def parts(self, batch: Batch) -> list[dict[str, Any]]:
-        """Split a batch along its clips into ``accumulate`` parts of one size, each for one backward pass."""
-        count = batch["source"].shape[0] // self.accumulate
-        tensors = ("source", "target", "mask", "target_mask")
+        """Split a batch along its clips into ``accumulate`` parts of one size, each for one backward pass.
+
+        Tensors and lists with an entry per clip are split; what else there is goes to every part.
+        """
+        clips = batch["source"].shape[0]
+        count = clips // self.accumulate
+        split = {
+            name for name, value in batch.items() if isinstance(value, (torch.Tensor, list)) and len(value) == clips
+        }
         return [
-            {**batch, **{name: batch[name][i * count : (i + 1) * count] for name in tensors if name in batch}}
+            {name: value[i * count : (i + 1) * count] if name in split else value for name, value in batch.items()}
             for i in range(self.accumulate)
         ]
 

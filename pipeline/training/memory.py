@@ -14,10 +14,11 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import ConfigError, TrainingError
+from pipeline.networks.kl_blocks import AttentionBlock, KLResidualBlock
 from pipeline.networks.residual_blocks import ResidualBlock
 from pipeline.networks.resnet_generator import ResnetBlock
 
-BLOCKS = (ResidualBlock, ResidualUnit, ResnetBlock)
+BLOCKS = (ResidualBlock, ResidualUnit, ResnetBlock, KLResidualBlock, AttentionBlock)
 
 
 def recompute_activations(method: nn.Module) -> None:

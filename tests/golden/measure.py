@@ -13,7 +13,7 @@ FILE = Path(__file__).with_name("methods.json")
 def measure(name: str) -> dict[str, list[float]]:
     """Train a miniature four steps and translate a film with it."""
     import torch
-    from model_making import MODALITIES, make_batch, make_film, make_method
+    from model_making import make_batch, make_film, make_method, modalities_of
 
     torch.set_num_threads(1)
     method = make_method(name)
@@ -33,7 +33,7 @@ def measure(name: str) -> dict[str, list[float]]:
     method.log_dict = lambda values, **_: losses.append(sum(float(v) for v in values.values()))
     for step in range(4):
         method.training_step(make_batch(7, 16, seed=step), step)
-    film = method.translate(make_film(5)[0], **MODALITIES)
+    film = method.translate(make_film(5)[0], **modalities_of(method))
     return {"losses": losses, "output": [float(film.mean()), float(film.std())]}
 
 

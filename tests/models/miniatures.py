@@ -7,8 +7,18 @@ _VID2VID = [
     "model.module.image_discriminator.width=4",
 ]
 
+_AUTOENCODER = [
+    "model.module.autoencoder.latent_channels=3",
+    "model.module.autoencoder.width=4",
+    "model.module.autoencoder.multipliers=[1,2]",
+    "model.module.autoencoder.blocks=1",
+    "model.module.autoencoder.groups=2",
+    "model.module.autoencoder.encoder_attention=[1]",
+]
+
 MINIATURE: dict[str, list[str]] = {
     "identity": [],
+    "latent_autoencoder": [*_AUTOENCODER, "model.module.discriminator.width=4", "model.module.gan_start=0"],
     "regression": ["model.module.network.widths=[4,8]", "model.module.network.residual_units=1"],
     "vid2vid": [*_VID2VID, "model.module.temporal_discriminator.width=4"],
     "vid2vid_fine": [*_VID2VID, "model.module.temporal_discriminator.width=4", "model.module.generator.local_blocks=1"],

@@ -30,6 +30,13 @@ def make_method(name: str, *overrides: str, seed: int = 0) -> Translator:
     return build(node)
 
 
+def modalities_of(method: Translator) -> dict[str, str]:
+    """Return a translation that the method can be asked for: one that only gives modalities back has no other."""
+    if method.pairings == ("modalities",):
+        return dict.fromkeys(MODALITIES, "ct")
+    return MODALITIES
+
+
 def make_film(frames: int = 4, size: int = 16, seed: int = 1, batch: int = 1) -> torch.Tensor:
     """Return a smooth film (batch, frames, 1, size, size) in [-1, 1] that drifts by a pixel per frame."""
     noise = torch.randn(batch, 1, size, size, generator=torch.Generator().manual_seed(seed))

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from miniatures import MINIATURE
-from model_making import MODALITIES, draw_head, make_batch, make_film, make_method, same, train, weights_of
+from model_making import draw_head, make_batch, make_film, make_method, modalities_of, same, train, weights_of
 
 from pipeline.config import conf_folder
 from pipeline.errors import ConfigError
@@ -42,7 +42,7 @@ def test_translate_keeps_shape_type_weights_and_mode(name):
     method = make_method(name)
     film = make_film(5)[0, :, :, :13, :]  # no multiple of anything
     before, kept = weights_of(method), film.clone()
-    result = method.translate(film, **MODALITIES)
+    result = method.translate(film, **modalities_of(method))
     assert result.shape == film.shape
     assert result.dtype == torch.float32
     assert result.abs().max() <= 1
@@ -51,7 +51,7 @@ def test_translate_keeps_shape_type_weights_and_mode(name):
     assert same(before, weights_of(method))
     assert method.training
     with pytest.raises(ConfigError, match="deterministic"):
-        method.translate(film, **MODALITIES, samples=3)
+        method.translate(film, **modalities_of(method), samples=3)
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -100,9 +100,9 @@ def test_averaged_weights_follow_and_are_used_on_request(name):
     method = make_method(name)
     train(method, [make_batch(3), make_batch(3, seed=3)])
     film = make_film(3)[0]
-    averaged = method.translate(film, **MODALITIES)
+    averaged = method.translate(film, **modalities_of(method))
     method.use_ema = False
-    assert not torch.equal(averaged, method.translate(film, **MODALITIES))
+    assert not torch.equal(averaged, method.translate(film, **modalities_of(method)))
     assert not any(parameter.requires_grad for parameter in method.ema.parameters())
     assert make_method(name, "ema_decay=0").ema is None
 
@@ -202,7 +202,7 @@ def test_regression_with_neighbours_sees_them_and_only_them():
     film = make_film(6)[0]
     changed = copy.deepcopy(film)
     changed[5] = 0
-    first, second = (method.translate(volume, **MODALITIES) for volume in (film, changed))
+    first, second = (method.translate(volume, **modalities_of(method)) for volume in (film, changed))
     different = [not torch.equal(a, b) for a, b in zip(first, second, strict=True)]
     assert different == [False, False, False, False, True, True]
     method.check_stream(3)
@@ -216,9 +216,9 @@ def test_regression_translates_in_chunks_as_at_once(monkeypatch):
     method = make_method("regression", "neighbours=2", "network.channels_in=5")
     draw_head(method)
     film = make_film(7)[0]
-    at_once = method.translate(film, **MODALITIES)
+    at_once = method.translate(film, **modalities_of(method))
     monkeypatch.setattr("pipeline.models.regression.SLICES_AT_ONCE", 2)
-    assert torch.allclose(method.translate(film, **MODALITIES), at_once, atol=1e-6)
+    assert torch.allclose(method.translate(film, **modalities_of(method)), at_once, atol=1e-6)
 
 
 def test_regression_learns_a_simple_mapping():
@@ -226,7 +226,7 @@ def test_regression_learns_a_simple_mapping():
     method.budget_share = 0.3
 
     def error() -> torch.Tensor:
-        return (method.translate(batch["source"][0], **MODALITIES) - batch["target"][0]).abs().mean()
+        return (method.translate(batch["source"][0], **modalities_of(method)) - batch["target"][0]).abs().mean()
 
     before = error()
     train(method, [batch] * 40)
