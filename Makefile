@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Cinevox needs Python 3.11 to 3.13"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(PIP) --editable '.[simulate,dashboards,dev]'
+	$(PIP) --editable '.[simulate,dashboards,remote,dev]'
 	touch $@
 
 demo: $(STAMP)  ## phantoms -> simulated CBCT -> shards -> vid2vid -> report, in minutes

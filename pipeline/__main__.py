@@ -94,7 +94,7 @@ def _dispatch(arguments: list[str]) -> int:
 
     config = compose(overrides, paths, dry_run=dry_run)
     for name in needed:
-        if not getattr(config, name):
+        if not getattr(config, name) and not (name == "input" and config.shards_url):
             raise ConfigError(f"'cinevox {verb}' needs {name}=PATH")
     if len(config.input) > 1 and verb not in MANY_INPUTS:
         raise ConfigError(f"'cinevox {verb}' takes one input", value=len(config.input))

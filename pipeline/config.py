@@ -15,8 +15,8 @@ from pipeline.arguments import PATH_KEYS
 from pipeline.errors import ConfigError, nearest
 from pipeline.settings import Config
 
-_TAKEN_AS_THEY_STAND = ("dry_run", "part", "work")
-_INSTEAD = {"dry_run": "Use --dry-run", **{key: f"Use {key}=PATH" for key in PATH_KEYS}}
+_TAKEN_AS_THEY_STAND = ("dry_run", "part", "work", "shards_url")
+_INSTEAD = {"dry_run": "Use --dry-run", "shards_url": "Use input=URL", **{key: f"Use {key}=PATH" for key in PATH_KEYS}}
 ALLOWED_PACKAGES = ("pipeline.", "torch.nn.", "torch.optim.", "monai.networks.", "pytorch_lightning.")
 
 
@@ -245,7 +245,7 @@ def _is_plain(value: Any) -> bool:
 
 def plain(config: Config) -> dict[str, Any]:
     """Return the configuration as plain data (no paths, no flags)."""
-    return config.model_dump(mode="json", exclude={*PATH_KEYS, "part", "work", "dry_run", "command"})
+    return config.model_dump(mode="json", exclude={*PATH_KEYS, "shards_url", "part", "work", "dry_run", "command"})
 
 
 def public(config: Config) -> dict[str, Any]:

@@ -10,12 +10,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.cluster_settings import ClusterSettings
 from pipeline.dashboard_settings import DashboardSettings
-from pipeline.section import Section
+from pipeline.section import Count, Fraction, NotNegative, Positive, Section
+from pipeline.stream_settings import StreamSettings
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
 Spacing = tuple[Positive, Positive, Positive]
 Size = tuple[Count, Count]
 
@@ -24,15 +21,10 @@ def _auto(value: Any) -> Any:
     return None if value == "auto" else value
 
 
-def _auto_count(value: Any) -> Any:
-    return 0 if value == "auto" else value
-
-
 # 'auto' in the YAML; the plan of 'cinevox preprocess' takes its place.
 AutoSpacing = Annotated[Spacing | None, BeforeValidator(_auto)]
 AutoSize = Annotated[Size | None, BeforeValidator(_auto)]
 AutoPositive = Annotated[Positive | None, BeforeValidator(_auto)]
-AutoCount = Annotated[int, Field(ge=0), BeforeValidator(_auto_count)]  # 0: auto
 
 
 class SplitSettings(Section):
@@ -175,50 +167,6 @@ class ConvertSettings(Section):
     """Shards to another kind of shards, without loss."""
 
     store: Literal["tar", "zarr"]
-
-
-class AugmentSettings(Section):
-    """The same flip and small affine for source, target and mask; intensity for MR; faults for a source in HU."""
-
-    flip: Fraction
-    rotate_degrees: NotNegative
-    scale: Fraction
-    shift_pixels: NotNegative
-    intensity: Fraction
-    source_offset_hu: NotNegative  # largest; 0: off, also below
-    source_gain: Fraction  # largest change of attenuation
-    source_shading_hu: NotNegative  # largest peak of a smooth field
-
-
-class StreamSettings(Section):
-    """What a training reads from shards, and how intensities are normalised."""
-
-    window: dict[str, tuple[float, float]]  # physical values mapped to [-1, 1] and clipped
-    pairing: Literal["paired", "unpaired"]  # unpaired: targets in an order of their own, from any case that has them
-    outside_mask: Literal["lowest", "keep"]  # what lies outside the mask
-    clip_length: AutoCount  # auto: as planned by 'cinevox preprocess'
-    clip_growth: Count  # number of stages over the budget; the clip length doubles at each; 1: constant
-    clip_limit: AutoCount
-    clip_stride: Count  # distance between the first slices of two clips
-    clips_per_epoch: Annotated[int, Field(ge=0)]  # 0: every clip once
-    global_batch: Count  # clips per optimiser step, over all ranks
-    accumulate: Count  # backward passes per optimiser step: global_batch = ranks x clips of a pass x accumulate
-    augment: AugmentSettings
-    threads: Count
-    prefetch: Count
-
-    @model_validator(mode="after")
-    def _windows_ascend(self) -> Self:
-        for modality, (low, high) in self.window.items():
-            if not low < high:
-                raise ValueError(f"the window of '{modality}' is inverted or empty: [{low:g}, {high:g}]")
-        return self
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        if self.global_batch % self.accumulate:
-            raise ValueError(f"global_batch {self.global_batch} is no multiple of accumulate {self.accumulate}")
-        return self
 
 
 class BudgetSettings(Section):
@@ -385,6 +333,7 @@ class Config(Section):
     report: ReportSettings
     # Free text, taken from the command line as it stands; several inputs only where a verb allows it.
     input: list[Path] = Field(default_factory=list)
+    shards_url: str = ""  # input=URL: shards on a server
     output: Path | None = None
     checkpoint: Path | None = None
     prediction: list[Path] = Field(default_factory=list)

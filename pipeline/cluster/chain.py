@@ -21,7 +21,16 @@ def chain(config: Config, overrides: Sequence[str]) -> list[Job]:
     Args:
         config: ``input`` is the patients' folder, none for phantoms.
         overrides: Settings of the command line, which every verb is given.
+
+    Raises:
+        ConfigError: The input is the address of shards, from which a chain does not begin.
     """
+    if config.shards_url:
+        raise ConfigError(
+            "The chain begins with patients, not with shards",
+            value="an address",
+            remedy="Submit one verb: cinevox submit train input=URL ...",
+        )
     assert config.output is not None
     top, jobs = config.output.absolute(), list[Job]()
     source = [f"input={path.absolute()}" for path in config.input]
@@ -55,12 +64,16 @@ def single(config: Config, overrides: Sequence[str]) -> list[Job]:
     """
     if config.work not in VERBS:
         raise ConfigError("Nothing that can be submitted", value=config.work, allowed="chain, " + ", ".join(VERBS))
+    if config.shards_url and config.work not in _GPU:
+        raise ConfigError(f"'cinevox {config.work}' reads folders only", value="an address", allowed=", ".join(_GPU))
     assert config.output is not None
     words = [
         f"{name}={path.absolute()}"
         for name in ("input", "checkpoint", "prediction", "reference", "mask", "prediction_labels", "reference_labels")
         for path in _paths(config, name)
     ]
+    if config.shards_url:
+        words.append(f"input={config.shards_url}")
     output = config.output.absolute()
     words.append(f"output={output}")
     if config.work in IN_PARTS and config.cluster.parts > 1:

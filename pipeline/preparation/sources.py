@@ -53,11 +53,11 @@ class SourceFilm:
     percentiles: dict[str, tuple[float, float]]
 
 
-def source_cases(place: Path, record: dict[str, Any], config: Config) -> list[SourceCase]:
+def source_cases(store: SliceStore | None, record: dict[str, Any], config: Config) -> list[SourceCase]:
     """Return the cases of shards (those of ``translate.split``), of a folder of volumes, or the one of a volume.
 
     Args:
-        place: ``input`` of the command.
+        store: The shards that ``input`` names, if it names some.
         record: What the checkpoint says of its run.
         config: Of the command.
 
@@ -66,16 +66,15 @@ def source_cases(place: Path, record: dict[str, Any], config: Config) -> list[So
         ConfigError: Another fold than the run's.
         DataError: Nothing is there.
     """
-    return (_of_shards if is_shards(place) else _of_volumes)(place, record, config)
+    return _of_shards(store, record, config) if store else _of_volumes(config.input[0], record, config)
 
 
-def is_shards(place: Path) -> bool:
-    """Whether a folder holds shards."""
-    return (place / ShardIndex.FILE).is_file()
+def is_shards(config: Config) -> bool:
+    """Whether the input is a folder of shards, here or on a server."""
+    return bool(config.shards_url) or (config.input[0] / ShardIndex.FILE).is_file()
 
 
-def _of_shards(folder: Path, record: dict[str, Any], config: Config) -> list[SourceCase]:
-    store = SliceStore(folder)
+def _of_shards(store: SliceStore, record: dict[str, Any], config: Config) -> list[SourceCase]:
     index, preparation = store.index, record["preprocessing"]
     changed = difference(
         {key: preparation[key] for key in ("axes", "spacing_mm", "size", "modalities")},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,12 +30,16 @@ class Record(BaseModel):
     def load(cls, place: Path) -> Self:
         """Read the record from its file, or from the folder that holds it."""
         path = place / cls.FILE if place.is_dir() else place
-        data = read_json(path, what=cls.WHAT)
+        return cls.parse(read_json(path, what=cls.WHAT), path)
+
+    @classmethod
+    def parse(cls, data: Any, place: object) -> Self:
+        """Return the record that plain data describes; ``place`` is where it was found, for messages."""
         known = cls.model_fields["schema_version"].default if "schema_version" in cls.model_fields else None
         found = data.get("schema") if isinstance(data, dict) else None
         if known is not None and found != known:
             raise ArtifactError(
-                f"{cls.WHAT} at '{path}' has another schema version",
+                f"{cls.WHAT} at '{place}' has another schema version",
                 value=found,
                 allowed=known,
                 remedy="Write it again with this version of Cinevox",
@@ -45,7 +49,7 @@ class Record(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise ArtifactError(f"{cls.WHAT} at '{path}' is not valid at '{where}'", value=first["msg"]) from None
+            raise ArtifactError(f"{cls.WHAT} at '{place}' is not valid at '{where}'", value=first["msg"]) from None
 
     def save(self, folder: Path) -> None:
         """Write the record atomically under its own name into ``folder``."""

@@ -144,9 +144,9 @@ class ShardIndex(Record):
     seal: str = ""  # over all the rest: an altered scale or spacing would be believed
 
     @classmethod
-    def load(cls, place: Path) -> Self:
-        """Read the index and compare it with its seal."""
-        index = super().load(place)
+    def parse(cls, data: Any, place: object) -> Self:
+        """Return the index after comparing it with its seal."""
+        index = super().parse(data, place)
         if index.seal != index.sealed().seal:
             what = "does not match its seal: it was altered or damaged" if index.seal else "has lost its seal"
             raise ArtifactError(

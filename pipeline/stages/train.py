@@ -1,6 +1,7 @@
 """Shards to a trained run.
 
 Reads   input=SHARDS      a folder of 'cinevox preprocess'
+        input=URL         the same on a server (https://, s3://): docs/how-to/train-from-remote-shards.md
 Writes  output=RUN        config.json, checkpoints/, metrics.csv, panels/, W&B files (offline unless told otherwise)
 
 Main options
@@ -34,11 +35,12 @@ import torch
 
 from pipeline.artifacts import Claim, atomic_path, check_free_space, claim_output, write_json
 from pipeline.config import build, public
-from pipeline.errors import CheckpointError
+from pipeline.errors import ArtifactError, CheckpointError
 from pipeline.networks.cpu_layers import lay_out
 from pipeline.progress import duration, say, share_bar, silence
 from pipeline.settings import Config
 from pipeline.stream.datamodule import ClipDataModule, as_planned, clip_length_at
+from pipeline.stream.remote import RemoteStore, open_shards
 from pipeline.stream.sampler import micro_batch
 from pipeline.stream.store import SliceStore
 from pipeline.tracking.table import TableLogger
@@ -107,18 +109,18 @@ _FREE_TRAINER = {
     "attempts",
     "rank_timeout_s",
 }
-_FREE_STREAM = {"threads", "prefetch", "accumulate"}
+_FREE_STREAM = {"threads", "prefetch", "accumulate", "remote"}
 
 
 def run(config: Config) -> None:
     """Train a method, or continue training it."""
-    shards, output, trainer = config.input[0], config.output, config.trainer
+    output, trainer = config.output, config.trainer
     assert output is not None
     launching = must_launch(trainer.devices, trainer.nodes)
     device = device_for(trainer.accelerator)
     precision = resolve_precision(trainer.precision, device)
     check_devices(device, trainer.devices)
-    with SliceStore(shards) as store:
+    with open_shards(config) as store:
         config = as_planned(config, store.index)
         data = ClipDataModule(store, config)
         micro_batch(
@@ -179,11 +181,15 @@ def _claim_and_fit(
         count_attempt(output, progress["step"] if progress else 0, config.trainer)
         write_json(output / "config.json", public(config))
         before = found[1].get("arithmetic") if found else None
-        return {"finished": False, "resume": str(found[0]) if found else None, "progress": progress, "before": before}
+        resume = str(found[0]) if found else None
+        common = {"finished": False, "seal": store.index.seal}
+        return {**common, "resume": resume, "progress": progress, "before": before}
 
     decided = decided_by_the_first(decide)
     if decided["finished"]:
         return
+    if decided["seal"] != store.index.seal:
+        raise ArtifactError("The shards changed while the ranks started", remedy="Start the same command again")
     with share_bar("train") as show, warned() as told:
         _fit(config, store, data, method, output, decided, show, device, precision, told)
     for claim in claims:
@@ -204,6 +210,8 @@ def _deciding(config: Config, store: SliceStore) -> dict[str, Any]:
     settings = {key: value for key, value in public(config).items() if key not in _FREE}
     settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in _FREE_TRAINER}
     settings["stream"] = {k: v for k, v in settings["stream"].items() if k not in _FREE_STREAM}
+    if isinstance(store, RemoteStore):  # its order is another one than that of the same shards in a folder
+        settings["stream"]["remote_shuffle"] = config.stream.remote.shuffle
     return {**settings, "shards": store.index.config_hash}
 
 

@@ -2,6 +2,7 @@
 
 Reads   checkpoint=RUN    a run folder (its last checkpoint) or a .ckpt file
         input=SHARDS      translates translate.split (train, validation, test or all) of a shard folder
+        input=URL         the same of shards on a server (https://, s3://)
         input=FILE|DIR    or any volume, or a folder of volumes (DIR/CASE.nii.gz or DIR/CASE/SOURCE.nii.gz)
         mask=FILE         of a single volume: non-zero is the field of view
 Writes  output=DIR        CASE.nii.gz on exactly the source's grid and orientation, and translation.json
@@ -40,8 +41,9 @@ from pipeline.networks.cpu_layers import lay_out
 from pipeline.parts import JOIN, left_out_by_parts, noted_by_parts, share_of, write_note
 from pipeline.preparation.sources import SourceCase, is_shards, run_fold, source_cases
 from pipeline.progress import say, track
-from pipeline.records import Excluded, ShardIndex, TranslatedCase, Translation
+from pipeline.records import Excluded, TranslatedCase, Translation
 from pipeline.settings import Config
+from pipeline.stream.remote import open_shards
 from pipeline.tracking.stage import track_stage
 from pipeline.training.checkpoint import FOLDER, LAST, load_checkpoint, load_method
 from pipeline.training.compilation import check_compiler, compile_for_inference
@@ -60,8 +62,9 @@ def run(config: Config) -> None:
     assert config.checkpoint is not None and config.output is not None
     data = load_checkpoint(config.checkpoint)
     record = data["cinevox"]
-    place, output = config.input[0], config.output
-    cases = source_cases(place, record, config)
+    output = config.output
+    store = open_shards(config) if is_shards(config) else None
+    cases = source_cases(store, record, config)
     if not cases:
         raise DataError(f"Nothing to translate: no case in split '{config.translate.split}'")
     say(f"{_label(record, config)}: {len(cases)} case(s), {record['source']} to {record['target']}")
@@ -75,7 +78,7 @@ def run(config: Config) -> None:
         "checkpoint": sha256,
         "translate": config.translate.model_dump(),
         "cases": [case.case_id for case in cases],
-        "input": _content(place, cases),
+        "input": store.index.config_hash if store else _content(cases),
     }
     working = bool(config.part) and config.part != JOIN
     claim = claim_output(output, "translate", settings, wait=working)
@@ -98,7 +101,7 @@ def run(config: Config) -> None:
             source_modality=record["source"],
             target_modality=record["target"],
             unit=_unit(record),
-            fold=run_fold(record) if config.translate.split == "test" and is_shards(place) else 0,
+            fold=run_fold(record) if config.translate.split == "test" and store else 0,
             cohort=cases[0].cohort,
             cases=done,
             excluded=[Excluded(case_id=case_id, reason=reason) for case_id, reason in left_out.items()],
@@ -189,10 +192,8 @@ def _bytes(cases: list[SourceCase], record: dict[str, Any]) -> int:
     return sum(case.voxels for case in cases) * (2 if _unit(record) == "HU" else 4)
 
 
-def _content(place: Path, cases: list[SourceCase]) -> str | dict[str, str]:
-    """Return what of the input decides the result: another volume under the same name is another translation."""
-    if is_shards(place):
-        return ShardIndex.load(place).config_hash
+def _content(cases: list[SourceCase]) -> dict[str, str]:
+    """Return what of volumes decides the result: another one under the same name is another translation."""
     return {case.case_id: content_hash([file_sha256(Path(f)) for f in (case.source, case.mask) if f]) for case in cases}
 
 

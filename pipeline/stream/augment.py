@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.settings import AugmentSettings
 from pipeline.stream.sampler import random_for
+from pipeline.stream_settings import AugmentSettings
 
 _AIR_HU = -1000.0  # a gain on attenuation leaves air where it is
 _SHADING_NODES = (4, 4)  # rows, columns of the random grid: waves as long as half a body and longer

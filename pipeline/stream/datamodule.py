@@ -10,22 +10,28 @@ import pytorch_lightning as pl
 from pipeline.errors import ConfigError, DataError
 from pipeline.progress import say
 from pipeline.records import ShardIndex
-from pipeline.settings import Config, StreamSettings
+from pipeline.settings import Config
 from pipeline.stream.loader import ClipLoader
+from pipeline.stream.remote import RemoteStore
 from pipeline.stream.sampler import ClipSequence, clip_sequence, micro_batch, unpaired_targets
+from pipeline.stream.shard_order import StreamedSequence, split_among, streamed_sequence
 from pipeline.stream.store import SliceStore
+from pipeline.stream.streaming import StreamedClipLoader
+from pipeline.stream_settings import StreamSettings
 
 
 @dataclass
 class Position:
     """Where the sample sequence stands: ``sample`` is the next one of ``epoch``, over all ranks.
 
-    ``clip_length`` is that of the epoch, 0 before it begins. Nothing here depends on ranks or accumulation.
+    ``clip_length`` is that of the epoch, 0 before it begins; ``streams`` how many shards of a server are read side by
+    side in it, 0 before it begins and for local shards. Nothing else here depends on ranks or accumulation.
     """
 
     epoch: int = 0
     sample: int = 0
     clip_length: int = 0
+    streams: int = 0
 
 
 def clip_length_at(settings: StreamSettings, share: float) -> int:
@@ -93,6 +99,13 @@ class ClipDataModule(pl.LightningDataModule):
             )
         self._longest = longest
         self._told: tuple[str, ...] = ()
+        self._split_told = False
+        if isinstance(store, RemoteStore) and config.stream.pairing == "unpaired":
+            raise ConfigError(
+                "Unpaired targets are read at random, and shards on a server are read in order",
+                value="stream.pairing=unpaired",
+                remedy="Copy the shards to a disk",
+            )
         stages = config.stream.clip_growth
         for length in sorted({self._clip_length(stage / stages) for stage in range(stages)}):
             self._sequence(0, length)  # an epoch that would be empty is found now, not hours later
@@ -114,7 +127,11 @@ class ClipDataModule(pl.LightningDataModule):
             self._told = short
             if self._told:
                 say(f"{len(self._told)} case(s) shorter than {sequence.clip_length} slices are skipped in this epoch")
-        self.loader = ClipLoader(
+        if isinstance(sequence, StreamedSequence) and not self._split_told:
+            self._split_told = True
+            say(split_among(sequence, ranks))
+        kind = StreamedClipLoader if isinstance(sequence, StreamedSequence) else ClipLoader
+        self.loader = kind(
             self.store,
             sequence,
             stream,
@@ -154,15 +171,22 @@ class ClipDataModule(pl.LightningDataModule):
 
     def _sequence(self, epoch: int, clip_length: int) -> ClipSequence:
         stream = self.config.stream
-        sequence = clip_sequence(
-            self.slices,
-            seed=self.config.seed,
-            epoch=epoch,
-            clip_length=clip_length,
-            global_batch=stream.global_batch,
-            stride=stream.clip_stride,
-            limit=stream.clips_per_epoch,
-        )
+        how: dict[str, Any] = {
+            "seed": self.config.seed,
+            "epoch": epoch,
+            "clip_length": clip_length,
+            "global_batch": stream.global_batch,
+            "stride": stream.clip_stride,
+            "limit": stream.clips_per_epoch,
+        }
+        if isinstance(self.store, RemoteStore):
+            shards = [shard.cases for shard in self.store.index.shards]
+            buffer = stream.remote.shuffle
+            sequence: ClipSequence = streamed_sequence(
+                self.slices, shards, streams=self._streams(), buffer=buffer, **how
+            )
+        else:
+            sequence = clip_sequence(self.slices, **how)
         if not len(sequence):
             raise ConfigError(
                 f"An epoch of clips of {clip_length} slices has fewer of them than stream.global_batch",
@@ -171,6 +195,28 @@ class ClipDataModule(pl.LightningDataModule):
                 remedy="Set a smaller stream.global_batch, or a smaller stream.clip_limit",
             )
         return sequence
+
+    def _ranks(self) -> int:
+        trainer = self.config.trainer
+        return self.trainer.world_size if self.trainer else trainer.devices * trainer.nodes
+
+    def _streams(self) -> int:
+        """Return how many shards are read side by side: one per rank that the epoch began with.
+
+        Raises:
+            ConfigError: The epoch began with ranks whose streams these ranks cannot share evenly.
+        """
+        ranks, streams = self._ranks(), self.position.streams
+        if self.position.sample == 0 or not streams:
+            self.position.streams = ranks
+        elif streams % ranks or self.config.stream.global_batch % streams:
+            raise ConfigError(
+                "An epoch of shards on a server goes on only with ranks that share its streams evenly",
+                value=f"{ranks} rank(s), global batch {self.config.stream.global_batch}; it began with {streams}",
+                allowed=", ".join(str(n) for n in range(1, streams + 1) if streams % n == 0),
+                remedy="Set trainer.devices and trainer.nodes so; from the next epoch on any number will do",
+            )
+        return self.position.streams
 
     def _targets(self, sequence: ClipSequence) -> ClipSequence | None:
         if self.config.stream.pairing == "paired":

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.imaging.normalise import normalise, window_for
-from pipeline.settings import StreamSettings
 from pipeline.stream.augment import Augmentation
 from pipeline.stream.codec import MASK
 from pipeline.stream.sampler import ClipSequence, rank_share
 from pipeline.stream.store import SliceStore
+from pipeline.stream_settings import StreamSettings
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class ClipLoader:
         case_id, start = read.sequence.case_ids[index], int(read.sequence.starts[index])
         stored = {modality: slot.stored[name][b] for name, modality in read.frames.items()}
         stored[MASK] = slot.stored[read.mask][b]
-        self.store.read(case_id, start, read.sequence.clip_length, stored)
+        self._stored(case_id, start, index, stored)
         frames = {modality: slot.frames[name][b] for name, modality in read.frames.items()}
         mask = slot.frames[read.mask][b]
         for modality, out in frames.items():
@@ -156,6 +156,10 @@ class ClipLoader:
             for k, outside in enumerate((mask == 0).view(np.uint8)):
                 for out in frames.values():
                     cv2.copyTo(self._lowest, outside, out[k])  # several times as fast as a boolean index
+
+    def _stored(self, case_id: str, start: int, index: int, out: dict[str, NDArray]) -> None:
+        """Put the stored values of sample ``index`` into ``out``; (clip length, rows, columns) each."""
+        self.store.read(case_id, start, self.sequence.clip_length, out)
 
     def _collate(self, slot: _Slot, step: int) -> dict[str, Any]:
         indices = self._indices(step)

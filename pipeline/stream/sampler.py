@@ -69,7 +69,7 @@ def clip_sequence(
         limit: Clips per epoch; 0 for all.
         stream: Names independent sequences.
     """
-    names, starts, short = _clips(slices, clip_length, stride)
+    names, starts, short = clips(slices, clip_length, stride)
     order = random_for(seed, stream, epoch, clip_length).permutation(len(starts))
     if limit:
         order = order[:limit]
@@ -93,7 +93,7 @@ def unpaired_targets(
         stride: Between neighbouring starts.
         stream: Names independent sequences.
     """
-    names, starts, short = _clips(slices, sequence.clip_length, stride)
+    names, starts, short = clips(slices, sequence.clip_length, stride)
     rounds = -(-len(sequence) // len(starts)) if len(starts) else 0
     key = (seed, stream, sequence.epoch, sequence.clip_length)
     orders = [random_for(*key, turn).permutation(len(starts)) for turn in range(rounds)]
@@ -101,7 +101,7 @@ def unpaired_targets(
     return ClipSequence(tuple(names[i] for i in order), starts[order], sequence.clip_length, sequence.epoch, 0, short)
 
 
-def _clips(
+def clips(
     slices: Mapping[str, int], clip_length: int, stride: int
 ) -> tuple[list[str], NDArray[np.int64], tuple[str, ...]]:
     """Return case and first slice of every clip, and the cases that are too short for one."""

@@ -90,18 +90,8 @@ class SliceStore:
                 f"No finished shards at '{folder}' (no {ShardIndex.FILE})", remedy="Run 'cinevox preprocess' first"
             )
         self.folder = folder.absolute()  # found also after a change of the working directory
-        self.index = ShardIndex.load(folder)
-        self.cases: dict[str, ShardCase] = {case.case_id: case for case in self.index.cases}
-        shared = {names: parts(names) for names in {case.modalities for case in self.index.cases}}
-        self.parts = {case.case_id: shared[case.modalities] for case in self.index.cases}
+        self._take(ShardIndex.load(folder))
         slices = {case.case_id: case.slices for case in self.index.cases}
-        listed = [case for shard in self.index.shards for case in shard.cases]
-        misplaced = any(
-            not 0 <= case.shard < len(self.index.shards) or case.case_id not in self.index.shards[case.shard].cases
-            for case in self.index.cases
-        )
-        if misplaced or sorted(listed) != sorted(case.case_id for case in self.index.cases):
-            raise ArtifactError("The index lists cases that its shards do not hold", value=folder)
         _allow_open_files(len(self.index.shards))
         self._shards: list[Shard] = []
         try:
@@ -110,6 +100,24 @@ class SliceStore:
         except ArtifactError:
             self.close()  # those before the one that is not sound
             raise
+
+    def _take(self, index: ShardIndex) -> None:
+        """Note what the index says.
+
+        Raises:
+            ArtifactError: Its cases and its shards contradict one another.
+        """
+        self.index = index
+        self.cases: dict[str, ShardCase] = {case.case_id: case for case in index.cases}
+        shared = {names: parts(names) for names in {case.modalities for case in index.cases}}
+        self.parts = {case.case_id: shared[case.modalities] for case in index.cases}
+        listed = [case for shard in index.shards for case in shard.cases]
+        misplaced = any(
+            not 0 <= case.shard < len(index.shards) or case.case_id not in index.shards[case.shard].cases
+            for case in index.cases
+        )
+        if misplaced or sorted(listed) != sorted(case.case_id for case in index.cases):
+            raise ArtifactError("The index lists cases that its shards do not hold", value=self.folder)
 
     def _open(self, record: ShardFile, slices: dict[str, int]) -> Shard:
         if record.file.endswith(".tar"):
@@ -130,7 +138,10 @@ class SliceStore:
                 allowed=", ".join(self.parts[case_id]),
                 remedy="Choose one of these",
             )
-        self._shards[self.cases[case_id].shard].read_into(case_id, start, count, out)
+        self._read_shard(self.cases[case_id].shard, case_id, start, count, out)
+
+    def _read_shard(self, number: int, case_id: str, start: int, count: int, out: dict[str, NDArray]) -> None:
+        self._shards[number].read_into(case_id, start, count, out)
 
     def film(self, case_id: str, *names: str) -> dict[str, NDArray]:
         """Read a whole film: ``names`` are modalities or 'mask'; stored values, (slices, rows, columns)."""

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.settings import AugmentSettings
 from pipeline.stream.augment import Augmentation
+from pipeline.stream_settings import AugmentSettings
 
 SIZE = (20, 24)
 NO_FAULTS = {"source_offset_hu": 0, "source_gain": 0, "source_shading_hu": 0}
