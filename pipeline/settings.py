@@ -189,6 +189,7 @@ class TrainerSettings(Section):
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Count  # ranks per node: GPUs, or processes on a CPU
     nodes: Count
+    strategy: Literal["ddp", "fsdp"]  # of several ranks
     rank_timeout_s: Positive  # how long a rank waits for the others before it gives up
     precision: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed"]
     compile: bool  # torch.compile

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,23 @@ def _missing(marker: str) -> str:
         return "a SLURM of our own needs root"
     if marker == "slurm" and shutil.which("sbatch") is None and not os.environ.get("CINEVOX_INSTALL_SLURM"):
         return "no SLURM on this machine; 'make test-cluster' installs it"
+    if marker == "gpu" and not _has_gpu():
+        return "no GPU on this machine"
     if marker == "simulate" and importlib.util.find_spec("itk") is None:
         return "the extra 'simulate' is not installed"
     return ""
 
 
+@cache
+def _has_gpu() -> bool:
+    import torch  # slow to import: only where a test asks
+
+    return torch.cuda.is_available()
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
-        for marker in ("real", "browser", "slurm", "simulate"):
+        for marker in ("real", "browser", "slurm", "simulate", "gpu"):
             if item.get_closest_marker(marker) and (reason := _missing(marker)):
                 item.add_marker(pytest.mark.skip(reason=reason))
 

@@ -80,6 +80,7 @@ from pipeline.training.ranks import (
     strategy_for,
     this_rank,
 )
+from pipeline.training.sharding import check_sharding, sharded_precision
 from pipeline.training.validation import Validation
 
 # Settings that change neither what is learnt nor in which order: a run may go on with others.
@@ -129,6 +130,8 @@ def run(config: Config) -> None:
         pl.seed_everything(config.seed, verbose=False)
         method = build(config.model.module, trainer.allow_packages)
         method.check_pairing(config.stream.pairing)
+        if trainer.strategy == "fsdp":
+            check_sharding(method, device, precision, trainer.devices * trainer.nodes)
         if trainer.compile:
             check_compiler(device)
         longest = max(clip_length_at(config.stream, share) for share in (0.0, 1.0))
@@ -209,6 +212,8 @@ def _deciding(config: Config, store: SliceStore) -> dict[str, Any]:
     """Return the settings and the data that decide what is learnt."""
     settings = {key: value for key, value in public(config).items() if key not in _FREE}
     settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in _FREE_TRAINER}
+    if config.trainer.strategy == "ddp":  # so that runs from before there was a choice go on
+        settings["trainer"].pop("strategy")
     settings["stream"] = {k: v for k, v in settings["stream"].items() if k not in _FREE_STREAM}
     if isinstance(store, RemoteStore):  # its order is another one than that of the same shards in a folder
         settings["stream"]["remote_shuffle"] = config.stream.remote.shuffle
@@ -267,8 +272,11 @@ def _fit(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=settings.devices,
             num_nodes=settings.nodes,
-            strategy=strategy_for(here),
-            plugins=[lightning_plugin(precision, device), StartedRanks(here)],
+            strategy=strategy_for(here, settings.strategy),
+            plugins=[
+                sharded_precision(precision) if settings.strategy == "fsdp" else lightning_plugin(precision, device),
+                StartedRanks(here),
+            ],
             logger=loggers,
             callbacks=[
                 budget,

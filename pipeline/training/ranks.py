@@ -20,6 +20,7 @@ import torch.distributed as dist
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
 from pipeline.errors import ConfigError, TrainingError
+from pipeline.training.sharding import fsdp
 
 T = TypeVar("T")
 _LAUNCHER = "CINEVOX_LAUNCHER"  # process id of the launcher that a rank belongs to
@@ -269,10 +270,12 @@ class StartedRanks(ClusterEnvironment):
         return self.here.rank // self.here.local_count
 
 
-def strategy_for(here: Ranks) -> Any:
-    """Return Lightning's strategy: DDP between ranks, and nothing around a single one."""
+def strategy_for(here: Ranks, strategy: str = "ddp") -> Any:
+    """Return Lightning's strategy: DDP or FSDP between ranks, and nothing around a single one."""
     if here.count == 1:
         return "auto"
+    if strategy == "fsdp":
+        return fsdp(dist.get_backend())
     from pytorch_lightning.strategies import DDPStrategy
 
     # Alternating optimisers leave parameters without gradients. Buffers are not sent around at each step: those of

@@ -79,7 +79,8 @@ def test_who_this_rank_is_comes_from_torchrun_or_slurm(ranks_of_the_environment)
         must_launch(2, 2)
 
 
-def test_two_ranks_learn_as_one_would_skip_together_and_follow_the_first():
+def two_ranks(*words: str, timeout: float = 200) -> list[dict]:
+    """Run two_ranks.py twice, connected; return what each printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -87,16 +88,29 @@ def test_two_ranks_learn_as_one_would_skip_together_and_follow_the_first():
     common.pop("OMP_NUM_THREADS", None)
     both = [
         subprocess.Popen(
-            [sys.executable, HERE / "two_ranks.py"],
+            [sys.executable, HERE / "two_ranks.py", *words],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         for rank in range(2)
     ]
-    ended = [process.communicate(timeout=200) for process in both]
+    ended = [process.communicate(timeout=timeout) for process in both]
     assert [process.returncode for process in both] == [0, 0], ended
-    first, second = (json.loads(out) for out, _ in ended)
+    return [json.loads(out) for out, _ in ended]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine")
+def test_two_ranks_learn_the_same_with_compiled_networks():
+    for found in two_ranks("inductor", timeout=1500):
+        assert found["compiled"]
+        assert found["seen"]
+        assert found["unlike"] < 1e-4
+
+
+def test_two_ranks_learn_as_one_would_skip_together_and_follow_the_first():
+    first, second = two_ranks()
     assert first["decided"] == second["decided"] == "rank 0"
     assert first["first"] == second["first"] == 7
     assert first["sum"] == second["sum"] == [2, 1]
@@ -110,6 +124,10 @@ def test_two_ranks_learn_as_one_would_skip_together_and_follow_the_first():
     assert first["unlike"] == second["unlike"]
     assert len(first["unlike"]) >= 6
     assert max(first["unlike"].values()) < 2e-4, first["unlike"]  # of the largest gradient, in float32
+    for found in (first["compiled"], second["compiled"]):  # traced by dynamo, without kernels: those are a long test
+        assert found["compiled"]
+        assert found["seen"]
+        assert found["unlike"] < 1e-5
 
 
 def test_a_global_batch_that_does_not_divide_is_refused_before_any_rank_starts(tiny_shards, tmp_path, capsys):

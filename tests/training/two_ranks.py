@@ -10,11 +10,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 
 import pytorch_lightning as pl
 import torch
+import torch._dynamo.utils
 from miniatures import MINIATURE
 from model_making import draw_head, make_batch, make_method, weights_of
 
 from pipeline.errors import ConfigError
 from pipeline.training.arithmetic import hold_threads
+from pipeline.training.compilation import trained_networks
 from pipeline.training.preemption import Preemption, Warned
 from pipeline.training.ranks import decided_by_the_first, first_ranks_number, joined, strategy_for, summed
 
@@ -77,6 +79,23 @@ def unlike_one_rank(name, accumulate):
     return max(float((one - other).abs().max()) for one, other in pairs) / largest
 
 
+def compiled_unlike_plain(backend):
+    """The largest difference of a step's gradients with compiled networks from those without, on these two ranks."""
+    plain, compiled = make_method("regression"), make_method("regression")
+    for method in (plain, compiled):
+        torch.manual_seed(0)
+        draw_head(method)
+    for network in trained_networks(compiled):
+        network.compile(backend=backend)
+    batch = make_batch(3, seed=1 + here.rank, batch=2)
+    for method in (plain, compiled):
+        train(method, [batch])
+    pairs = list(zip(gradients(plain), gradients(compiled), strict=True))
+    ran = sum(torch._dynamo.utils.counters["stats"].values()) > 0
+    largest = max(float(one.abs().max()) for one, _ in pairs)
+    return {"unlike": max(float((a - b).abs().max()) for a, b in pairs) / largest, "compiled": ran, "seen": largest > 0}
+
+
 def told_on_one_rank():
     """The second rank alone is told to stop: both stop at the end of the same step."""
     told, trainer = Warned(), SimpleNamespace(should_stop=False)
@@ -98,6 +117,11 @@ def refuse():
     raise ConfigError("The first rank says no")
 
 
+if len(sys.argv) > 1:  # the compiler alone, which takes long
+    with joined(torch.device("cpu"), 300) as here:
+        hold_threads(here, 1)
+        sys.stdout.write(json.dumps(compiled_unlike_plain(sys.argv[1])) + "\n")
+    sys.exit()
 with joined(torch.device("cpu"), 60) as here:
     threads = threads_of_a_fit()
     hold_threads(here, 1)
@@ -110,6 +134,7 @@ with joined(torch.device("cpu"), 60) as here:
         "told": told_on_one_rank(),
         "vid2vid": damaged_on_one_rank("vid2vid"),
         "unlike": {f"{n} {a}": unlike_one_rank(n, a) for n in MINIATURE if n != "identity" for a in (1, 2)},
+        "compiled": compiled_unlike_plain("aot_eager"),
     }
     try:
         decided_by_the_first(refuse)
