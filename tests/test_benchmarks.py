@@ -4,11 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import intervals
 import metrics
 import reference_flow
+import scaling
+
+from pipeline.config import build, compose
 
 MINIATURE = [
     "source=t1n",
@@ -63,3 +67,33 @@ def test_metrics_agree_with_their_plain_transcription_and_take_less_memory(capsy
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[0] for row in rows] == ["body", "whole"]
     assert all(0 < float(row[7]) < float(row[6]) for row in rows)
+
+
+def test_the_scaling_on_paper_follows_its_formulae():
+    machine = scaling.Machine(flops=1e12, inside=1e9, network=1e8, latency=1e-3, per_node=4)
+    method = scaling.Method(flops=2e12, parameters=1_000_000, exchanges=3, frames=5)
+    assert scaling.exchanged_bytes(1_000_000, 1) == 0
+    assert scaling.exchanged_bytes(1_000_000, 4) == 6e6  # 2 x 3/4 of 4 MB
+    assert scaling.exchange_seconds(method, 4, machine) == pytest.approx(3 * (6e6 / 1e9 + 6e-3))
+    assert scaling.exchange_seconds(method, 8, machine) == pytest.approx(3 * (7e6 / 1e8 + 14e-3))
+    assert scaling.efficiency(method, 1, machine) == 1
+    assert scaling.efficiency(method, 8, machine) == pytest.approx(2 / (2 + 0.252))
+    assert scaling.steps_per_epoch(100, 5, 16) == 125
+    assert scaling.steps_per_epoch(100, 5, scaling.knee(100, 5)) == scaling.STEPS_PER_EPOCH
+    clip = 5 * scaling.SLICE_PAIR_MB * 1e6
+    assert scaling.shard_bytes_per_second(method, 1, machine, 256) == pytest.approx(clip / 2)
+    assert scaling.shard_bytes_per_second(method, 1, machine, 512) == pytest.approx(4 * clip / 2)
+    rows = scaling.table("x", method, machine, 256).splitlines()
+    assert rows[4].startswith("| 1 | 1 | 2.000 | 0.000 | 0 | 1.00 |")
+    assert "40 ranks for 100 patients, 400 ranks for 1000 patients" in rows[-1]
+
+
+def test_what_a_method_does_is_counted_in_a_real_step(monkeypatch):
+    own = ["model.module.network.widths=[4,8]"]
+    monkeypatch.setitem(scaling.METHODS, "regression", {"clip": 2, "own": own})
+    small, large = scaling.count("regression", 64), scaling.count("regression", 128)
+    assert large.flops == 4 * small.flops > 0
+    assert (small.exchanges, small.frames) == (1, 2)
+    with torch.device("meta"):
+        network = build(compose(["model=regression", *own]).model.module).network
+    assert small.parameters == sum(p.numel() for p in network.parameters())
