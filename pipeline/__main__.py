@@ -17,6 +17,7 @@ from pipeline.arguments import parse
 from pipeline.artifacts import FULL
 from pipeline.errors import CinevoxError, ConfigError, nearest
 from pipeline.parts import VERBS as IN_PARTS
+from pipeline.signals import warnings_held
 
 # verb: (module whose `run(config)` does it, paths that it needs, what it does)
 VERBS = {
@@ -54,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     debug = "--debug" in arguments
     try:
-        return _dispatch([a for a in arguments if a != "--debug"])
+        with warnings_held():  # imports alone take seconds, in which it would kill
+            return _dispatch([a for a in arguments if a != "--debug"])
     except CinevoxError as error:
         if debug:
             traceback.print_exc()

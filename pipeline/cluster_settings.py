@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.section import Section
 
@@ -29,6 +29,16 @@ def _no_secrets(environment: dict[str, str]) -> dict[str, str]:
         if _SECRET.search(name):
             raise ValueError(f"'{name}' looks like a secret: export it in the shell that submits, jobs inherit it")
     return environment
+
+
+def _seconds(time: str) -> int:
+    """Return a time limit in seconds; its first number is of minutes, or of hours where there are three or days."""
+    days, _, clock = time.rpartition("-")
+    numbers = [int(number) for number in clock.split(":")]
+    if not days and len(numbers) < 3:
+        numbers.insert(0, 0)
+    hours, minutes, seconds = [*numbers, 0, 0][:3]
+    return ((24 * int(days or 0) + hours) * 60 + minutes) * 60 + seconds
 
 
 Word = Annotated[str, AfterValidator(_one_line)]
@@ -60,3 +70,11 @@ class ClusterSettings(Section):
     options: list[Annotated[str, Field(pattern=r"^--[a-z]"), AfterValidator(_one_line)]]
     cpu: Resources
     gpu: Resources
+
+    @model_validator(mode="after")
+    def _warned_in_time(self) -> Self:
+        if self.warning_s >= _seconds(self.gpu.time):
+            raise ValueError(
+                f"warning_s={self.warning_s} leaves no time to train: gpu.time={self.gpu.time} is not longer"
+            )
+        return self

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The one job of all verbs. No text is put together here or before: sbatch is given the settings as its options, and
 # this script the command as its arguments, word for word.
-#   job.sh [--module NAME]... [--environment NAME=VALUE]... [--parts N] -- WORD...
+#   job.sh [--module NAME]... [--environment NAME=VALUE]... [--parts N] [--continue-killed] -- WORD...
 set -u
 
-parts=
+parts='' killed=''
 while [ "$1" != -- ]; do
   case $1 in
+    --continue-killed) killed=137; shift; continue ;;
     --module) module load "$2" || exit 1 ;;
     --environment) export "${2?}" ;;
     --parts) parts=$2 ;;
@@ -25,10 +26,14 @@ echo "Job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "$@"
 code=$?
 
-# 75: saved, and to be continued (pipeline/training/preemption.py, which also counts starts without progress). A job
-# that is being cancelled or requeued by SLURM itself is not running any more.
-if [ "$code" -eq 75 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  echo "Job $SLURM_JOB_ID goes back into the queue"
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+# 75: saved, and to be continued. 137: a rank was killed, by srun when it hung and the others gave it up, or where
+# memory ran out; a training goes on from its last checkpoint. It counts starts without progress itself
+# (pipeline/training/attempts.py). A job that is being cancelled or requeued by SLURM is not running any more.
+case $code in
+  75 | "$killed")
+    if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+      echo "Job $SLURM_JOB_ID goes back into the queue"
+      scontrol requeue "$SLURM_JOB_ID"
+    fi ;;
+esac
 exit "$code"

@@ -52,11 +52,15 @@ MailProg=/bin/true
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 SlurmdParameters=config_overrides
 ReturnToService=2
 MinJobAge=3600
 KillWait=15
+# On a busy machine an answer takes long; what is not answered is sent again, to a requeued job too.
+MessageTimeout=60
 SlurmctldTimeout=30
 SlurmdTimeout=15
 InactiveLimit=0
@@ -64,8 +68,10 @@ CONF
   for i in $(seq "$nodes"); do
     echo "NodeName=cinevox$i NodeAddr=127.0.0.1 Port=$((port + i)) CPUs=$cpus RealMemory=8000 State=UNKNOWN"
   done
-  echo "PartitionName=cpu Nodes=ALL Default=YES DefaultTime=10 State=UP"
-  echo "PartitionName=gpu Nodes=ALL DefaultTime=10 State=UP"
+  echo "PartitionName=cpu Nodes=ALL Default=YES DefaultTime=10 PriorityTier=2 PreemptMode=OFF State=UP"
+  echo "PartitionName=gpu Nodes=ALL DefaultTime=10 PriorityTier=2 PreemptMode=OFF State=UP"
+  # Jobs here make room for those of the others: SIGTERM, and SIGKILL after KillWait.
+  echo "PartitionName=spot Nodes=ALL DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE State=UP"
 }
 
 start() {

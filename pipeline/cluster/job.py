@@ -92,6 +92,8 @@ def sbatch_words(
         words += ["--environment", f"{name}={value}"]
     if job.parts:
         words += ["--parts", str(job.parts)]
+    if job.saves_when_warned:
+        words.append("--continue-killed")
     interpreter = settings.python or sys.executable
     return [*words, "--", *settings.container, interpreter, "-m", "pipeline", job.verb, *job.words]
 

@@ -69,7 +69,7 @@ from pipeline.training.precision import (
     lightning_plugin,
     resolve_precision,
 )
-from pipeline.training.preemption import Preemption, Warned, leave, warned
+from pipeline.training.preemption import Preemption, Warned, keep_signals_from, leave, warned
 from pipeline.training.ranks import (
     StartedRanks,
     decided_by_the_first,
@@ -296,6 +296,7 @@ def _fit(
             # On a GPU the backward passes of warping and padding have no deterministic kernel: told, not fatal.
             deterministic="warn" if settings.deterministic else False,
         )
+        keep_signals_from(trainer)
         try:
             with telling_what_to_lower():
                 trainer.fit(method, datamodule=data, ckpt_path=decided["resume"], weights_only=True)

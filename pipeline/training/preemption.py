@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from pipeline.progress import say
+from pipeline.signals import release_warnings
 from pipeline.training.budget import Budget
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.ranks import TO_BE_CONTINUED, summed, this_rank
@@ -33,6 +34,7 @@ class Warned:
         """Take the signals from whoever had them."""
         for number in _SIGNALS:
             signal.signal(number, self)
+        release_warnings()
 
 
 @contextmanager
@@ -43,6 +45,11 @@ def warned() -> Iterator[Warned]:
     here.listen()
     try:
         yield here
+    except BaseException:
+        if this_rank().count > 1:
+            # The first rank that ends makes srun end the others, which must end with the codes that say why.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) is not signal.SIG_IGN:  # of a rank that leaves
@@ -50,31 +57,31 @@ def warned() -> Iterator[Warned]:
 
 
 def leave() -> None:
-    """End this rank as one that is to be continued, when all ranks have come this far.
+    """End this rank as one that is to be continued, when all ranks have come this far; within ``warned``.
 
     Raises:
         SystemExit: Always.
     """
     if this_rank().count > 1:
-        # The first rank that ends so makes srun end the others, which must end so too.
         summed([0.0])
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(TO_BE_CONTINUED)
 
 
-class Preemption(pl.Callback):
-    """Saves and ends the fit at the end of the step in which any rank was told to stop.
+def keep_signals_from(trainer: pl.Trainer) -> None:
+    """Keep Lightning from taking the signals as a fit begins.
 
-    Lightning's own handlers exchange tensors and save in the middle of a step, so they are replaced.
+    Its handlers save in the middle of a step, exchange tensors while the other ranks may be in another exchange, and
+    end the fit with an exception.
     """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+
+class Preemption(pl.Callback):
+    """Saves and ends the fit at the end of the step in which any rank was told to stop."""
 
     def __init__(self, here: Warned, budget: Budget, checkpoints: Checkpoints) -> None:
         self.here, self.budget, self.checkpoints = here, budget, checkpoints
         self.stopped = False
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals back: Lightning took them as the fit began."""
-        self.here.listen()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Agree with the other ranks, which may have been told a step earlier or later."""

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from pytorch_lightning.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
 from pipeline.errors import ConfigError, TrainingError
+from pipeline.signals import release_warnings
 from pipeline.training.sharding import fsdp
 
 T = TypeVar("T")
@@ -162,6 +163,7 @@ def _passing_on_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     by_hand = sys.stdin is not None and sys.stdin.isatty()
     handlers[signal.SIGINT] = (lambda number, frame: None) if by_hand else pass_on
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    release_warnings()  # the ranks hold it back until they listen
     try:
         yield
     finally:

@@ -169,6 +169,7 @@ def test_hostile_names_stay_single_words_everywhere(slurm, tmp_path, monkeypatch
         ("+cluster.environment.A-B=x", "no name of an environment variable"),
         ("cluster.gpu.time=soon", "cluster.gpu.time"),
         ("cluster.gpu.memory=much", "cluster.gpu.memory"),
+        ("cluster.gpu.time=00:01:00", "leaves no time to train"),
         ("cluster.options=[rm]", "cluster.options"),
         ("cluster.acount=x", "Did you mean 'cluster.account'?"),
         ('label="a\nb"', "newline"),

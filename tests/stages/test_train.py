@@ -233,6 +233,14 @@ def unfinished(run: Path, to: Path) -> Path:
     return to
 
 
+def test_a_run_that_was_killed_after_its_last_step_is_finished_as_it_is(finished, tiny_shards, tmp_path):
+    run = unfinished(finished, tmp_path / "run")
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    assert main(arguments(tiny_shards, run, *REGRESSION, "trainer.budget.steps=6", "trainer.keep_every=4")) == 0
+    assert json.loads((run / "stage.json").read_text())["finished"]
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
 LONGER = [*REGRESSION, "trainer.budget.steps=8", "trainer.force=true"]
 
 

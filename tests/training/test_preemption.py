@@ -13,6 +13,7 @@ from test_ranks import arguments
 
 from pipeline.__main__ import main
 from pipeline.errors import CheckpointError
+from pipeline.training.budget import Budget
 from pipeline.training.checkpoint import _read_back
 
 EXTRA = ["trainer.budget.steps=40", "trainer.checkpoint_steps=3", "trainer.attempts=2"]
@@ -44,6 +45,16 @@ def test_told_to_stop_it_saves_and_goes_on_to_the_same_end(number, tiny_shards, 
     assert main(command) == 0
     assert_equal_ends(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "told"))
     assert [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM)] == before
+
+
+def test_told_as_the_fit_begins_it_saves_after_one_step(tiny_shards, tmp_path, monkeypatch, capsys):
+    """Lightning takes SIGTERM there, and would end the fit with an exception."""
+    monkeypatch.setattr(Budget, "on_train_start", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        main(arguments(tiny_shards, tmp_path / "run", "regression", *EXTRA))
+    assert ended.value.code == 75
+    assert "Told to stop by SIGTERM: saved at step 1;" in capsys.readouterr().err
+    assert checkpoint(tmp_path / "run")["progress"]["step"] == 1
 
 
 def test_what_was_written_is_read_back(tmp_path):

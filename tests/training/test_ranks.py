@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,7 @@ METHODS = {
         "model.module.image_discriminator.width=4",
         "model.module.temporal_discriminator.width=4",
         "model.module.weight_l1=10",
+        "model.module.frames_per_step=4",
     ],
 }
 
@@ -148,7 +151,6 @@ KILLED = [
     "trainer.checkpoint_steps=1",
     "trainer.attempts=0",
     "stream.global_batch=2",
-    "model.module.frames_per_step=4",
     "model.module.ema_decay=0.9",
 ]
 
@@ -178,33 +180,108 @@ def test_a_killed_rank_ends_the_run_which_then_goes_on_to_the_same_end(tiny_shar
     assert checkpoint(tmp_path / "alone")["ClipDataModule"] == checkpoint(whole)["ClipDataModule"]
 
 
-@pytest.mark.long
-def test_killed_at_twenty_random_points_the_end_is_that_of_an_unbroken_run(tiny_shards, tmp_path):
-    """Launcher, first or second rank, in start-up, in a step, in a save or in validation."""
-    draw = random.Random(2026)
-    extra = [*KILLED, "trainer.budget.steps=90", "trainer.validations=12"]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    before = time.monotonic()
-    finish(arguments(tiny_shards, whole, "vid2vid", *extra))
-    seconds = time.monotonic() - before
-    last, reached = broken / "checkpoints" / "last.ckpt", [0]
-    for _ in range(20):
-        victim = start(arguments(tiny_shards, broken, "vid2vid", *extra))
-        wanted = reached[-1] + draw.choice([0, 1, 2, 3, 4])
-        if wanted == reached[-1]:
-            time.sleep(draw.random() * seconds / 3)  # most of it is start-up
-        deadline = time.monotonic() + 120
-        while wanted > reached_step(last) and victim.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(draw.random() * seconds / 90)
-        assert victim.poll() is None, victim.communicate()
-        os.kill(draw.choice([victim.pid, *descendants(victim)]), signal.SIGKILL)
-        victim.communicate(timeout=100)
+class Launched:
+    """Trainings by the command, whose launcher starts the ranks; it can be killed too."""
+
+    seconds = 40  # for a start
+
+    def start(self, command: list[str]) -> None:
+        self.process = start(command)
+
+    def victims(self) -> list[int]:
+        return [self.process.pid, *descendants(self.process)]
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def ended(self) -> None:
+        self.process.communicate(timeout=100)
         time.sleep(1.5)  # a launcher's ranks end when they see that it is gone
-        reached.append(reached_step(last))
-    finish(arguments(tiny_shards, broken, "vid2vid", *extra))
-    assert len(set(reached)) > 10, reached
+
+    def close(self) -> None:
+        if self.running():
+            self.process.kill()
+
+
+class Forked:
+    """Trainings as forks of a process that has imported everything: a start takes a second."""
+
+    seconds = 4
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        self.server = subprocess.Popen(
+            [sys.executable, HERE / "forked_ranks.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+
+    def start(self, command: list[str]) -> None:
+        self.server.stdin.write(json.dumps(command).encode() + b"\n")
+        self.server.stdin.flush()
+        self.pids = json.loads(self.server.stdout.readline())
+
+    def victims(self) -> list[int]:
+        return self.pids
+
+    def running(self) -> bool:
+        return not select.select([self.server.stdout], [], [], 0)[0]
+
+    def ended(self) -> None:
+        codes = json.loads(self.server.stdout.readline())  # the other rank ended by itself
+        assert -signal.SIGKILL in codes, codes
+        assert 0 not in codes, codes
+
+    def close(self) -> None:
+        self.server.kill()
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("ranks_by", "method", "kills", "steps"), [(Launched, "vid2vid", 20, 90), (Forked, "regression", 100, 500)]
+)
+def test_killed_at_random_points_the_end_is_that_of_an_unbroken_run(
+    ranks_by, method, kills, steps, tiny_shards, tmp_path
+):
+    """In start-up, in a step, in a save, in validation; every fourth is the first rank's while it writes one."""
+    draw = random.Random(2026)
+    extra = [*KILLED, "trainer.validations=40", "trainer.rank_timeout_s=15", f"trainer.budget.steps={steps}"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(arguments(tiny_shards, whole, method, *extra))
+    command, trainings = arguments(tiny_shards, broken, method, *extra), ranks_by()
+    last, reached, written = broken / "checkpoints" / "last.ckpt", [0], 0
+    partial = last.with_name(f".partial.{last.name}")
+    try:
+        for kill in range(kills):
+            before, begun = stamp(partial), time.monotonic()
+            trainings.start(command)
+            wanted = reached[-1] + draw.choice([0, 1, 2, 3, 4])
+            if wanted == reached[-1]:
+                time.sleep(draw.random() * trainings.seconds / 2)
+            while wanted > reached_step(last) and trainings.running() and time.monotonic() < begun + 120:
+                time.sleep(0.02)
+            if kill % 4 == 3:
+                while stamp(partial) in (None, before) and trainings.running() and time.monotonic() < begun + 120:
+                    pass
+            else:
+                time.sleep(draw.random() * trainings.seconds / 40)
+            assert trainings.running(), (kill, reached)
+            os.kill(trainings.victims()[-2] if kill % 4 == 3 else draw.choice(trainings.victims()), signal.SIGKILL)
+            trainings.ended()
+            written += stamp(partial) not in (None, before)
+            reached.append(reached_step(last))
+    finally:
+        trainings.close()
+    finish(command)
+    assert len(set(reached)) > kills // 2, reached
+    assert written >= kills // 10, written
     assert_equal_ends(checkpoint(whole), checkpoint(broken))
+
+
+def stamp(partial: Path) -> int | None:
+    """When a checkpoint that is being written, or was, was touched last."""
+    return partial.stat().st_mtime_ns if partial.exists() else None
 
 
 def reached_step(last: Path) -> int:
