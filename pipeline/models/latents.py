@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ArtifactError, ConfigError
 from pipeline.losses.adversarial import discriminator_loss, generator_loss
 from pipeline.models.translator import evaluating, frozen
 from pipeline.networks.kl_autoencoder import KLAutoencoder
+from pipeline.networks.latent_transformer import LatentTransformer
 from pipeline.networks.padding import pad_to_multiple
 from pipeline.networks.patch_discriminator import MultiScalePatchDiscriminator
 
@@ -60,6 +61,54 @@ def decode_slices(
             for chunk in latents.split(SLICES_AT_ONCE)
         ]
     return torch.cat(images)
+
+
+def windows(frames: int, length: int, step: int) -> list[int]:
+    """Return where windows of ``length`` slices begin so that they cover a film; the last reaches back."""
+    length = min(length, frames)
+    return [*range(0, frames - length, step), frames - length]
+
+
+@torch.no_grad()
+def map_latents(
+    transformer: LatentTransformer, latents: torch.Tensor, source_modality: str, target_modality: str
+) -> torch.Tensor:
+    """Return a film's latents in another modality, (slices, channels, rows, columns), of a spread near 1 as given.
+
+    Windows of as many slices as the transformer sees together overlap by half; where they do, the mean is taken, in
+    which a slice counts the more the further it is from its window's ends.
+    """
+    length = min(transformer.frames, len(latents))
+    starts = windows(len(latents), length, max(1, length - length // 2))
+    ramp = torch.arange(1.0, length + 1)
+    weight = torch.minimum(ramp, ramp.flip(0)).to(latents.device)[:, None, None, None]
+    total, weights = torch.zeros_like(latents, dtype=torch.float32), torch.zeros(len(latents), 1, 1, 1).to(weight)
+    source, target = (transformer.indices([name]) for name in (source_modality, target_modality))
+    at_once = max(1, SLICES_AT_ONCE // length)
+    with evaluating(transformer):
+        for group in (starts[i : i + at_once] for i in range(0, len(starts), at_once)):
+            stack = torch.stack([latents[start : start + length] for start in group]).to(source.device)
+            found = transformer(stack, source.expand(len(group)), target.expand(len(group))).to(latents.device)
+            for start, window in zip(group, found, strict=True):
+                total[start : start + length] += weight * window
+                weights[start : start + length] += weight
+    return total / weights
+
+
+def fill(network: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
+    """Give a network the weights of an earlier stage.
+
+    Raises:
+        ArtifactError: They are of another network.
+    """
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"The weights of the stage before do not fit this {what}",
+            value="; ".join(line.strip() for line in str(error).split("\n")[1:4]),
+            remedy=f"Give model.module.{what} the sizes that the run before had, or name another run",
+        ) from None
 
 
 def encoder_hash(network: KLAutoencoder) -> str:

@@ -15,10 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.networks.kl_blocks import AttentionBlock, KLResidualBlock
+from pipeline.networks.latent_transformer import TransformerBlock
 from pipeline.networks.residual_blocks import ResidualBlock
 from pipeline.networks.resnet_generator import ResnetBlock
 
-BLOCKS = (ResidualBlock, ResidualUnit, ResnetBlock, KLResidualBlock, AttentionBlock)
+BLOCKS = (ResidualBlock, ResidualUnit, ResnetBlock, KLResidualBlock, AttentionBlock, TransformerBlock)
 
 
 def recompute_activations(method: nn.Module) -> None:

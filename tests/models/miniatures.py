@@ -15,10 +15,22 @@ _AUTOENCODER = [
     "model.module.autoencoder.groups=2",
     "model.module.autoencoder.encoder_attention=[1]",
 ]
+_TRANSFORMER = [
+    "model.module.transformer.modalities=[cbct,ct,t1]",
+    "model.module.transformer.channels=3",
+    "model.module.transformer.width=12",
+    "model.module.transformer.depth=2",
+    "model.module.transformer.heads=2",
+    "model.module.transformer.frames=2",
+]
+
+# Methods that begin with the weights of another one: the argument that takes its checkpoint, and that method.
+EARLIER: dict[str, tuple[str, str]] = {"latent_translator": ("autoencoder_checkpoint", "latent_autoencoder")}
 
 MINIATURE: dict[str, list[str]] = {
     "identity": [],
     "latent_autoencoder": [*_AUTOENCODER, "model.module.discriminator.width=4", "model.module.gan_start=0"],
+    "latent_translator": [*_AUTOENCODER, *_TRANSFORMER],
     "regression": ["model.module.network.widths=[4,8]", "model.module.network.residual_units=1"],
     "vid2vid": [*_VID2VID, "model.module.temporal_discriminator.width=4"],
     "vid2vid_fine": [*_VID2VID, "model.module.temporal_discriminator.width=4", "model.module.generator.local_blocks=1"],

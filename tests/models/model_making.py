@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from miniatures import MINIATURE
+from miniatures import EARLIER, MINIATURE
 
 from pipeline.config import build, compose
 from pipeline.models.translator import Translator
@@ -24,10 +27,28 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
 
 
 def make_method(name: str, *overrides: str, seed: int = 0) -> Translator:
-    """Build a method of conf/model in miniature; overrides are relative to its constructor's node."""
-    node = composed(name, *overrides)
+    """Build a method of conf/model in miniature; overrides are relative to its constructor's node.
+
+    A method that begins with another one's weights has taken those of ``checkpoint_of`` that other one.
+    """
+    argument, earlier = EARLIER.get(name, ("", ""))
+    begins = f"{argument}={checkpoint_of(earlier)}" if earlier else ""
+    node = composed(name, *([begins] if begins else []), *overrides)
     torch.manual_seed(seed)
-    return build(node)
+    method = build(node)
+    if begins:
+        method.on_fit_start()
+    return method
+
+
+@cache
+def checkpoint_of(name: str) -> Path:
+    """Return the checkpoint of a miniature that was trained for a step; it is gone when the tests end."""
+    folder = tempfile.mkdtemp(prefix="cinevox_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder, f"{name}.ckpt")
+    train(make_method(name, seed=3), [make_batch(2)]).save_checkpoint(path)
+    return path
 
 
 def modalities_of(method: Translator) -> dict[str, str]:
@@ -52,6 +73,7 @@ def make_batch(frames: int = 4, size: int = 16, seed: int = 1, batch: int = 1) -
         "target": (0.8 * source + 0.1).clone(),
         "mask": torch.ones_like(source),
         "case_id": ["toy"] * batch,
+        **MODALITIES,
         "slice_index": torch.arange(frames).expand(batch, frames),
         "sample_index": torch.arange(batch),
     }
