@@ -96,6 +96,7 @@ class Translator(LightningModule):
         self.skipped_in_a_row = 0
         self.signals: dict[str, torch.Tensor | float] = {}  # learning rates and gradient norms of the latest step
         self.seconds = {"backward": 0.0, "optimiser": 0.0}  # as the host sees them; the trainer reads and clears
+        self._statistics: list[tuple[torch.Tensor, torch.Tensor]] = []  # of batch norms, before the batch
         self._counted = False
         self._passes = 0
         self._finite: list[torch.Tensor] = []
@@ -148,6 +149,10 @@ class Translator(LightningModule):
                 allowed=", ".join(self.pairings),
             )
 
+    def kept_bytes(self, pixels: int) -> int:
+        """Return what a checkpoint holds beside weights and optimisers, in bytes, for pictures of so many pixels."""
+        return 0
+
     # ---- averaged weights -------------------------------------------------------------------------------------
 
     def start_ema(self, network: nn.Module, decay: float) -> None:
@@ -175,6 +180,8 @@ class Translator(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Let a batch count once in ``skipped_in_a_row``, however many of its steps are skipped."""
         self._counted = False
+        norms = (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))
+        self._statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
         self.signals.clear()  # a discriminator that sleeps has none
 
     # ---- the guarded step -------------------------------------------------------------------------------------
@@ -256,6 +263,8 @@ class Translator(LightningModule):
             self.skipped_in_a_row = 0
         else:
             self.skipped_steps += 1
+            for buffer, before in self._statistics:  # batch norms have seen the damaged images
+                buffer.copy_(before)
             self.skipped_in_a_row += not self._counted
             self._counted = True
         for update in pending:

@@ -205,7 +205,8 @@ def _bytes(config: Config, store: SliceStore, method: pl.LightningModule, output
     rows, columns = store.index.size
     film = 4 * rows * columns * config.trainer.validation_slices
     films = 2 * film * config.trainer.validations if config.trainer.panels else 0
-    return checkpoint_bytes(method) * copies_to_come(output) + films + 50_000_000
+    kept = method.kept_bytes(rows * columns)  # type: ignore[operator]
+    return (checkpoint_bytes(method) + kept) * copies_to_come(output) + films + 50_000_000
 
 
 def _deciding(config: Config, store: SliceStore) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def compile_for_inference(method: nn.Module) -> None:
 
     inductor.freezing = True
     averages = [child.module for child in method.children() if isinstance(child, AveragedModel)]
-    for network in [*averages, *trained_networks(method)]:
+    for network in [*trained_networks(nn.ModuleList(averages)), *trained_networks(method)]:
         network.compile()
 
 

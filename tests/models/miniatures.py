@@ -28,6 +28,13 @@ _TRANSFORMER = [
 EARLIER: dict[str, tuple[str, str]] = {"latent_translator": ("autoencoder_checkpoint", "latent_autoencoder")}
 
 MINIATURE: dict[str, list[str]] = {
+    "cyclegan": [
+        "model.module.generator.width=4",
+        "model.module.generator.blocks=2",
+        "model.module.discriminator.width=4",
+        "model.module.discriminator.layers=2",
+        "model.module.pool=3",
+    ],
     "identity": [],
     "latent_autoencoder": [*_AUTOENCODER, "model.module.discriminator.width=4", "model.module.gan_start=0"],
     "latent_translator": [*_AUTOENCODER, *_TRANSFORMER],

@@ -16,7 +16,7 @@ from pipeline.errors import CheckpointError
 from pipeline.training.budget import Budget
 from pipeline.training.checkpoint import _read_back
 
-EXTRA = ["trainer.budget.steps=40", "trainer.checkpoint_steps=3", "trainer.attempts=2"]
+EXTRA = ["trainer.checkpoint_steps=3", "trainer.attempts=2"]
 
 
 def told_after_the_first_checkpoint(run, number):
@@ -28,11 +28,14 @@ def told_after_the_first_checkpoint(run, number):
     return threading.Thread(target=tell, daemon=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_told_to_stop_it_saves_and_goes_on_to_the_same_end(number, tiny_shards, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("number", "method", "steps"), [(signal.SIGUSR1, "regression", 40), (signal.SIGTERM, "cyclegan", 16)]
+)
+def test_told_to_stop_it_saves_and_goes_on_to_the_same_end(number, method, steps, tiny_shards, tmp_path, capsys):
+    extra = [*EXTRA, f"trainer.budget.steps={steps}"]
     before = [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM)]
-    assert main(arguments(tiny_shards, tmp_path / "whole", "regression", *EXTRA)) == 0
-    command = arguments(tiny_shards, tmp_path / "told", "regression", *EXTRA)
+    assert main(arguments(tiny_shards, tmp_path / "whole", method, *extra)) == 0
+    command = arguments(tiny_shards, tmp_path / "told", method, *extra)
     telling = told_after_the_first_checkpoint(tmp_path / "told", number)
     telling.start()
     with pytest.raises(SystemExit) as ended:
@@ -40,10 +43,16 @@ def test_told_to_stop_it_saves_and_goes_on_to_the_same_end(number, tiny_shards, 
     telling.join()
     assert ended.value.code == 75
     reached = checkpoint(tmp_path / "told")["progress"]["step"]
-    assert 0 < reached < 40
+    assert 0 < reached < steps
     assert f"Told to stop by {number.name}: saved at step {reached}" in capsys.readouterr().err
     assert main(command) == 0
     assert_equal_ends(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "told"))
+    pools = [checkpoint(tmp_path / run).get("pools", []) for run in ("whole", "told")]
+    assert len(pools[0]) == (2 if method == "cyclegan" else 0)
+    for one, other in zip(*pools, strict=True):
+        assert one["steps"] == other["steps"] == steps
+        assert len(one["images"]) == 6
+        assert torch.equal(one["images"], other["images"])
     assert [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM)] == before
 
 

@@ -37,6 +37,15 @@ COMMON = [
     "stream.threads=1",
 ]
 METHODS = {
+    "cyclegan": [
+        "stream.pairing=unpaired",
+        "stream.clip_length=1",
+        "model.module.generator.width=4",
+        "model.module.generator.blocks=1",
+        "model.module.discriminator.width=4",
+        "model.module.discriminator.layers=2",
+        "model.module.pool=6",
+    ],
     "regression": [
         "stream.clip_length=3",
         "model.module.network.widths=[4,8]",
@@ -82,7 +91,7 @@ def test_who_this_rank_is_comes_from_torchrun_or_slurm(ranks_of_the_environment)
         must_launch(2, 2)
 
 
-def two_ranks(*words: str, timeout: float = 200) -> list[dict]:
+def two_ranks(*words: str, timeout: float = 500) -> list[dict]:
     """Run two_ranks.py twice, connected; return what each printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -124,6 +133,7 @@ def test_two_ranks_learn_as_one_would_skip_together_and_follow_the_first():
     assert first["vid2vid"]["kept"]
     assert first["vid2vid"]["moved"]
     assert first["vid2vid"]["skipped"] == 3  # one per frame
+    assert max(first["pools"], second["pools"]) < 1e-4
     assert first["unlike"] == second["unlike"]
     assert len(first["unlike"]) >= 6
     assert max(first["unlike"].values()) < 2e-4, first["unlike"]  # of the largest gradient, in float32

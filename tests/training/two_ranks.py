@@ -96,6 +96,18 @@ def compiled_unlike_plain(backend):
     return {"unlike": max(float((a - b).abs().max()) for a, b in pairs) / largest, "compiled": ran, "seen": largest > 0}
 
 
+def pools_unlike_one_rank():
+    """The largest difference of the image pools from those of one rank, which has all samples in their order."""
+    pools = []
+    alone, shared = slice(0, 4), slice(2 * here.rank, 2 * here.rank + 2)
+    for own, settings in ((alone, {"strategy": "auto", "devices": 1}), (shared, {})):
+        method, batch = make_method("cyclegan", "pool=8", "ema_decay=0"), make_batch(2, batch=4)
+        tensors = ("source", "target", "mask", "sample_index")
+        train(method, [{**batch, **{key: batch[key][own].contiguous() for key in tensors}}], **settings)
+        pools.append(torch.stack(method.pools[1].images))
+    return float((pools[0] - pools[1]).abs().max())
+
+
 def told_on_one_rank():
     """The second rank alone is told to stop: both stop at the end of the same step."""
     told, trainer = Warned(), SimpleNamespace(should_stop=False)
@@ -133,6 +145,7 @@ with joined(torch.device("cpu"), 60) as here:
         "sum": summed([1.0, float(here.rank)]),
         "told": told_on_one_rank(),
         "vid2vid": damaged_on_one_rank("vid2vid"),
+        "pools": pools_unlike_one_rank(),
         "unlike": {f"{n} {a}": unlike_one_rank(n, a) for n in MINIATURE if n != "identity" for a in (1, 2)},
         "compiled": compiled_unlike_plain("aot_eager"),
     }
