@@ -203,13 +203,13 @@ def joined(device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm.main_address, str(slurm.main_port)
     if device.type == "cuda":
         torch.cuda.set_device(here.local)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        rank=here.rank,
-        world_size=here.count,
-        timeout=timedelta(seconds=timeout_seconds),
-    )
     try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=here.rank,
+            world_size=here.count,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
         yield here
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "onnection" in str(error) or "gloo" in str(error):
@@ -219,7 +219,8 @@ def joined(device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
             ) from error
         raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 class StartedRanks(ClusterEnvironment):

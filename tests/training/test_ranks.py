@@ -14,12 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from runs import assert_equal_ends, checkpoint, finish, start
 
 from pipeline.__main__ import main
 from pipeline.errors import ConfigError
 from pipeline.training import ranks
-from pipeline.training.ranks import must_launch, this_rank
+from pipeline.training.ranks import RankLostError, joined, must_launch, this_rank
 
 HERE = Path(__file__).parent
 COMMON = [
@@ -143,6 +144,18 @@ def test_two_ranks_learn_as_one_would_skip_together_and_follow_the_first():
         assert found["unlike"] < 1e-5
 
 
+def test_a_rank_that_the_others_never_join_is_to_be_continued(ranks_of_the_environment):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in words.items():
+        ranks_of_the_environment.setenv(name, value)
+    with pytest.raises(RankLostError, match="Rank 1 lost") as lost, joined(torch.device("cpu"), 0.3):
+        pass
+    assert lost.value.exit_code == 75
+
+
 def test_a_global_batch_that_does_not_divide_is_refused_before_any_rank_starts(tiny_shards, tmp_path, capsys):
     command = arguments(tiny_shards, tmp_path / "run", "regression", "trainer.devices=3", "trainer.budget.steps=1")
     assert main(command) == 2
@@ -219,7 +232,7 @@ class Forked:
     seconds = 4
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TORCH_CPP_LOG_LEVEL": "ERROR"}
         self.server = subprocess.Popen(
             [sys.executable, HERE / "forked_ranks.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
@@ -249,7 +262,7 @@ class Forked:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("ranks_by", "method", "kills", "steps"), [(Launched, "vid2vid", 20, 90), (Forked, "regression", 100, 500)]
+    ("ranks_by", "method", "kills", "steps"), [(Launched, "vid2vid", 20, 90), (Forked, "regression", 100, 340)]
 )
 def test_killed_at_random_points_the_end_is_that_of_an_unbroken_run(
     ranks_by, method, kills, steps, tiny_shards, tmp_path
