@@ -30,6 +30,7 @@ VERBS = {
     "translate": ("pipeline.stages.translate", ("checkpoint", "input", "output"), "volumes to the target modality"),
     "evaluate": ("pipeline.stages.evaluate", ("output",), "predictions and references to scores"),
     "report": ("pipeline.stages.report", ("input", "output"), "scores to a page"),
+    "sweep": ("pipeline.workflows.sweep", ("input", "output"), "several trainings, and one report of them"),
     "dashboard": ("pipeline.stages.dashboard", ("output",), "W&B workspaces from conf/dashboard/"),
     "submit": ("pipeline.cluster.submit", ("output",), "the chain, or a verb, as SLURM jobs"),
     "status": ("pipeline.cluster.status", ("input",), "how submitted jobs stand"),
@@ -84,10 +85,9 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         sys.stdout.write(f"cinevox {__version__}\n")
         return 0
-    verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
+    if (verb := arguments[0]) not in VERBS:
         raise ConfigError(f"Unknown verb '{verb}'. {nearest(verb, VERBS)}".strip(), allowed=", ".join(VERBS))
-    module, needed, _ = VERBS[verb]
+    (module, needed, _), rest = VERBS[verb], arguments[1:]
     if "-h" in rest or "--help" in rest:
         sys.stdout.write(f"cinevox {verb}\n\n{_docstring(module)}\n\n{USAGE}")
         return 0

@@ -209,6 +209,12 @@ def claim_output(
     return Claim(folder, record, held, finished=False, continued=old is not None)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the stage that writes into a folder has finished there."""
+    path = folder / STAGE_FILE
+    return path.is_file() and bool(read_json(path, what=f"{STAGE_FILE} of '{folder.name}'").get("finished"))
+
+
 def lock_output(folder: Path, *, wait: bool) -> Lock:
     """Lock an output folder, which is made for it, before it is claimed."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -250,6 +250,7 @@ def plain(config: Config) -> dict[str, Any]:
 
 def public(config: Config) -> dict[str, Any]:
     """Return what of the configuration goes into runs, checkpoints and trackers: all but ``cohort``, whose lists
-    and patterns may name patients, and ``cluster`` and ``dashboard``, which change no result.
+    and patterns may name patients, and ``cluster``, ``sweep`` and ``dashboard``, which change no result.
     """
-    return {key: value for key, value in plain(config).items() if key not in ("cohort", "cluster", "dashboard")}
+    private = ("cohort", "cluster", "sweep", "dashboard")
+    return {key: value for key, value in plain(config).items() if key not in private}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pipeline.artifacts import read_json, write_json
 
 T = TypeVar("T")
-VERBS = ("simulate", "preprocess", "translate", "evaluate")
+VERBS = ("simulate", "preprocess", "translate", "evaluate", "sweep")
 JOIN = "join"
 FOLDER = "parts"
 

@@ -12,6 +12,7 @@ from pipeline.cluster_settings import ClusterSettings
 from pipeline.dashboard_settings import DashboardSettings
 from pipeline.section import Count, Fraction, NotNegative, Positive, Section
 from pipeline.stream_settings import StreamSettings
+from pipeline.sweep_settings import SweepSettings
 
 Spacing = tuple[Positive, Positive, Positive]
 Size = tuple[Count, Count]
@@ -286,6 +287,7 @@ class ReportSettings(Section):
     """What the page shows."""
 
     title: str
+    notes: list[str]  # remarks, beside those of the scores
     cases: Count
     panels: Count  # slices per case
     windows: Annotated[dict[str, tuple[float, Positive]], Field(min_length=1, max_length=6)]  # name: level, width in HU
@@ -327,6 +329,7 @@ class Config(Section):
     trainer: TrainerSettings
     tracking: TrackingSettings
     cluster: ClusterSettings
+    sweep: SweepSettings
     dashboard: dict[str, DashboardSettings]
     metrics: MetricsSettings
     translate: TranslateSettings

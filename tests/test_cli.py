@@ -84,6 +84,7 @@ MISSING = {
     "translate": ["checkpoint=IN", "input=IN", "output=OUT"],
     "evaluate": ["input=IN", "output=OUT"],
     "report": ["input=IN", "output=OUT"],
+    "sweep": ["input=IN", "output=OUT", "+sweep.members={a: ['seed=1']}"],
     "submit": ["input=IN", "output=OUT"],
     "status": ["IN"],
     "cancel": ["IN"],

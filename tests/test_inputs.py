@@ -19,7 +19,7 @@ TRAIN = [
     "stream.clip_length=1",
     "stream.clip_growth=1",
 ]
-JOBS = ("submit", "status", "cancel")  # read records alone; a job is one of the other verbs
+JOBS = ("submit", "status", "cancel", "sweep")  # read records alone; what they start is one of the other verbs
 REPORT = ["report.films=false", "report.cases=1", "report.panels=1"]  # pictures take most of a report's time
 
 

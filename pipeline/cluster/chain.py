@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.cluster.job import Job
+from pipeline.cluster.job import Job, Task
 from pipeline.errors import ConfigError
+from pipeline.members import REPORT, Member, fold_members, sweep_members
 from pipeline.parts import VERBS as IN_PARTS
 from pipeline.settings import Config
 
 # What one job can do for itself; the others read or write no folder of their own.
 VERBS = ("cohort", "simulate", "preprocess", "convert", "train", "translate", "evaluate", "report")
 _GPU = ("train", "translate")
+# How what a job needs must have ended, in SLURM's words: well, anyhow (a join lists what failed), or well in the task
+# of the same number.
+OK, ANY, CORRESPONDING = "afterok", "afterany", "aftercorr"
 
 
 def chain(config: Config, overrides: Sequence[str]) -> list[Job]:
     """Return the jobs of the whole chain, in order, into folders below ``config.output``.
+
+    With ``cohort.split.folds``, and no ``fold`` that chooses one of them, a training and a translation per fold.
 
     Args:
         config: ``input`` is the patients' folder, none for phantoms.
@@ -36,24 +42,46 @@ def chain(config: Config, overrides: Sequence[str]) -> list[Job]:
     source = [f"input={path.absolute()}" for path in config.input]
     place = {name: top / name for name in ("cohort", "simulated", "shards", "run", "translated", "scores", "report")}
 
-    def add(verb: str, words: Sequence[str], output: str, after: Sequence[str]) -> None:
+    def add(verb: str, words: Sequence[str], output: str, after: Mapping[str, str]) -> None:
         jobs.append(_job(config, verb, [*words, f"output={place[output]}"], overrides, place[output], after))
 
     def add_parts(verb: str, words: Sequence[str], output: str, after: str) -> str:
         words = [*words, f"output={place[output]}"]
-        jobs.extend(_parts(config, verb, words, overrides, place[output], (after,)))
+        jobs.extend(_parts(config, verb, words, overrides, place[output], {after: OK}))
         return jobs[-1].name
 
-    add("cohort", source, "cohort", ())
+    add("cohort", source, "cohort", {})
     last, volumes = "cohort", place["cohort"]
     if simulates(config):
         last, volumes = add_parts("simulate", [f"input={volumes}"], "simulated", last), place["simulated"]
     last = add_parts("preprocess", [f"input={volumes}"], "shards", last)
-    add("train", [f"input={place['shards']}"], "run", (last,))
-    last = add_parts("translate", [f"checkpoint={place['run']}", f"input={place['shards']}"], "translated", "train")
-    last = add_parts("evaluate", [f"input={place['translated']}"], "scores", last)
-    add("report", [f"input={place['scores']}"], "report", (last,))
+    if config.cohort.split.folds and not config.fold:
+        folds = fold_members(config)
+        jobs += _each(config, "folds", folds, ("train", "translate"), place["shards"], overrides, {last: OK})
+        last, translated = jobs[-1].name, [f"input={fold.translated}" for fold in folds]
+    else:
+        add("train", [f"input={place['shards']}"], "run", {last: OK})
+        paths = [f"checkpoint={place['run']}", f"input={place['shards']}"]
+        last, translated = add_parts("translate", paths, "translated", "train"), [f"input={place['translated']}"]
+    last = add_parts("evaluate", translated, "scores", last)
+    add("report", [f"input={place['scores']}"], "report", {last: OK})
     return jobs
+
+
+def sweep(config: Config, overrides: Sequence[str]) -> list[Job]:
+    """Return an array over the members of a sweep for each verb, and the job that reports those that are scored.
+
+    Raises:
+        ConfigError: No input, or members that are not valid.
+    """
+    if not config.input:
+        raise ConfigError("'cinevox submit sweep' needs input=SHARDS")
+    assert config.output is not None
+    shards, top = config.input[0].absolute(), config.output.absolute()
+    members = sweep_members(config, overrides)
+    jobs = _each(config, "members", members, ("train", "translate", "evaluate"), shards, (), {})
+    words = [f"input={shards}", f"output={top}", "part=join"]
+    return [*jobs, _job(config, "sweep", words, overrides, top / REPORT, {jobs[-1].name: ANY}, name="sweep-join")]
 
 
 def single(config: Config, overrides: Sequence[str]) -> list[Job]:
@@ -63,7 +91,8 @@ def single(config: Config, overrides: Sequence[str]) -> list[Job]:
         ConfigError: No output, or a verb that is none.
     """
     if config.work not in VERBS:
-        raise ConfigError("Nothing that can be submitted", value=config.work, allowed="chain, " + ", ".join(VERBS))
+        known = ", ".join(("chain", "sweep", *VERBS))
+        raise ConfigError("Nothing that can be submitted", value=config.work, allowed=known)
     if config.shards_url and config.work not in _GPU:
         raise ConfigError(f"'cinevox {config.work}' reads folders only", value="an address", allowed=", ".join(_GPU))
     assert config.output is not None
@@ -77,8 +106,8 @@ def single(config: Config, overrides: Sequence[str]) -> list[Job]:
     output = config.output.absolute()
     words.append(f"output={output}")
     if config.work in IN_PARTS and config.cluster.parts > 1:
-        return _parts(config, config.work, words, overrides, output, ())
-    return [_job(config, config.work, words, overrides, output, ())]
+        return _parts(config, config.work, words, overrides, output, {})
+    return [_job(config, config.work, words, overrides, output, {})]
 
 
 def simulates(config: Config) -> bool:
@@ -93,13 +122,36 @@ def simulates(config: Config) -> bool:
 
 
 def _parts(
-    config: Config, verb: str, words: Sequence[str], overrides: Sequence[str], output: Path, after: tuple[str, ...]
+    config: Config, verb: str, words: Sequence[str], overrides: Sequence[str], output: Path, after: Mapping[str, str]
 ) -> list[Job]:
     """Return an array over the cases, and the job that joins what it made, whichever of its tasks failed."""
     parts = _job(config, verb, words, overrides, output, after, name=f"{verb}-parts", parts=config.cluster.parts)
-    waits = (*after, parts.name)
+    waits = {**after, parts.name: ANY}
     join = _job(config, verb, [*words, "part=join"], overrides, output, waits, name=f"{verb}-join", gpu=False)
     return [parts, join]
+
+
+def _each(
+    config: Config,
+    what: str,
+    members: Sequence[Member],
+    verbs: Sequence[str],
+    shards: Path,
+    overrides: Sequence[str],
+    after: Mapping[str, str],
+) -> list[Job]:
+    """Return an array over the members for each verb; a member's task waits for its own one of the verb before."""
+    jobs = list[Job]()
+    for verb in verbs:
+        tasks = []
+        for member in members:
+            commands = member.commands(shards)
+            output, words = commands[verb]
+            tasks.append(Task(member.name, (*member.words, *words), output, last=commands[verbs[-1]][0]))
+        place = members[0].folder.parent
+        jobs.append(_job(config, verb, (), overrides, place, after, name=f"{verb}-{what}", tasks=tuple(tasks)))
+        after = {jobs[-1].name: CORRESPONDING}
+    return jobs
 
 
 def _job(
@@ -108,9 +160,10 @@ def _job(
     paths: Sequence[str],
     overrides: Sequence[str],
     output: Path,
-    after: Sequence[str],
+    after: Mapping[str, str],
     name: str = "",
     parts: int = 0,
+    tasks: tuple[Task, ...] = (),
     gpu: bool | None = None,
 ) -> Job:
     gpu, trainer = verb in _GPU if gpu is None else gpu, config.trainer
@@ -121,8 +174,9 @@ def _job(
         verb=verb,
         words=(*cpus, *own, *paths),
         output=output,
-        after=tuple(after),
+        after=after,
         parts=parts,
+        tasks=tasks,
         gpu=gpu,
         nodes=trainer.nodes if verb == "train" else 1,
         ranks=trainer.devices if verb == "train" else 1,

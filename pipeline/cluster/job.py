@@ -5,29 +5,45 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.cluster_settings import ClusterSettings
 
 
 @dataclass(frozen=True)
-class Job:
-    """One verb with its words; an array deals the stage's cases among its tasks.
+class Task:
+    """A task of an array that works on something of its own: with words that no other is given, into its folder."""
 
-    ``name`` is its own within the chain, ``after`` names those that it needs, ``output`` is the stage's folder (an
-    absolute path), ``ranks`` are tasks on each of ``nodes``.
+    name: str
+    words: tuple[str, ...]
+    output: Path
+    last: Path  # what becomes of it in the end: until that is finished, the task may be needed
+
+
+@dataclass(frozen=True)
+class Job:
+    """One verb with its words; an array deals the stage's cases among its tasks, or has a folder for each.
+
+    ``name`` is its own within the chain, ``after`` names those that it needs, each with SLURM's word for how they must
+    have ended, ``output`` is the stage's folder (an absolute path), ``ranks`` are tasks on each of ``nodes``.
     """
 
     name: str
     verb: str
     words: tuple[str, ...]
     output: Path
-    after: tuple[str, ...] = ()
-    parts: int = 0  # tasks of an array; 0: no array
+    after: Mapping[str, str] = field(default_factory=dict)
+    parts: int = 0  # tasks of an array over the cases; 0: it is none
+    tasks: tuple[Task, ...] = ()  # of an array over anything else, from 1
     gpu: bool = False
     nodes: int = 1
     ranks: int = 1
+
+    @property
+    def size(self) -> int:
+        """Tasks of the array; 0 where it is none."""
+        return len(self.tasks) or self.parts
 
     @property
     def saves_when_warned(self) -> bool:
@@ -55,13 +71,13 @@ def sbatch_words(
         job: What is to be done.
         settings: Of the cluster.
         folder: Where the job's log goes, without a backslash; must exist when it starts.
-        dependencies: ``afterok`` or ``afterany``: numbers of jobs.
+        dependencies: ``afterok``, ``afterany`` or ``aftercorr``: numbers of jobs.
         tasks: Of an array, those to run; empty: all.
     """
     resources = settings.gpu if job.gpu else settings.cpu
     words = ["sbatch", "--parsable", f"--job-name=cinevox-{job.name}"]
     # A pattern to SLURM, the folder too: what is not meant as one is doubled.
-    log = f"{str(folder).replace('%', '%%')}/{job.name}-{'%A_%a' if job.parts else '%j'}.log"
+    log = f"{str(folder).replace('%', '%%')}/{job.name}-{'%A_%a' if job.size else '%j'}.log"
     words += [f"--output={log}", "--open-mode=append"]
     words += [f"--nodes={job.nodes}", f"--ntasks-per-node={job.ranks}", f"--cpus-per-task={resources.cpus}"]
     words += [f"--time={resources.time}", "--requeue"]
@@ -79,9 +95,9 @@ def sbatch_words(
         words.append(f"--gpus-per-node={kind}{job.ranks}")
     if job.saves_when_warned:
         words.append(f"--signal=USR1@{settings.warning_s}")
-    if job.parts:
+    if job.size:
         limit = f"%{settings.at_once}" if settings.at_once else ""
-        words.append(f"--array={','.join(map(str, tasks)) or f'1-{job.parts}'}{limit}")
+        words.append(f"--array={','.join(map(str, tasks)) or f'1-{job.size}'}{limit}")
     if dependencies:
         conditions = (f"{kind}:{':'.join(numbers)}" for kind, numbers in dependencies.items())
         words += [f"--dependency={','.join(conditions)}", "--kill-on-invalid-dep=yes"]
@@ -94,6 +110,8 @@ def sbatch_words(
         words += ["--parts", str(job.parts)]
     if job.saves_when_warned:
         words.append("--continue-killed")
+    for number, task in enumerate(job.tasks, start=1):
+        words += [part for word in task.words for part in ("--task", str(number), word)]
     interpreter = settings.python or sys.executable
     return [*words, "--", *settings.container, interpreter, "-m", "pipeline", job.verb, *job.words]
 

@@ -7,9 +7,16 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.artifacts import STAGE_FILE, read_json
 from pipeline.errors import ArtifactError
 from pipeline.records import Record
+
+
+class SubmittedTask(BaseModel):
+    """A task of an array that has a folder of its own."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    output: str
 
 
 class SubmittedJob(BaseModel):
@@ -20,6 +27,7 @@ class SubmittedJob(BaseModel):
     verb: str
     output: str
     parts: int
+    tasks: list[SubmittedTask] = Field(default_factory=list)
     number: str = ""
 
 
@@ -54,9 +62,3 @@ def find_jobs(output: Path) -> tuple[Path, Jobs]:
         if (folder / Jobs.FILE).is_file():
             return folder, Jobs.load(folder)
     raise ArtifactError(f"Nothing was submitted for '{output}'", remedy="Give the output folder of a 'cinevox submit'")
-
-
-def finished(output: Path) -> bool:
-    """Whether the stage that writes into a folder has finished there."""
-    path = output / STAGE_FILE
-    return path.is_file() and bool(read_json(path, what=f"{STAGE_FILE} of '{output.name}'").get("finished"))

@@ -6,7 +6,8 @@ Reads   OUTPUT/jobs/jobs.json of a chain, or OUTPUT.jobs/jobs.json of a verb, an
 Writes  nothing
 
 A line per job: what SLURM says of it, cases that were left out, and of a training its last checkpoint, steps per
-second and the time left. A job that SLURM has forgotten has 'finished' if its folder says so, else 'ended'.
+second and the time left. Folds and members of a sweep have a line each. A job that SLURM has forgotten has 'finished'
+if its folder says so, else 'ended'.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.artifacts import read_json
+from pipeline.artifacts import is_finished, read_json
 from pipeline.cluster import slurm
-from pipeline.cluster.record import Jobs, SubmittedJob, find_jobs, finished
+from pipeline.cluster.record import Jobs, SubmittedJob, find_jobs
 from pipeline.parts import left_out_by_parts
 from pipeline.progress import duration
 from pipeline.settings import Config
@@ -38,8 +39,14 @@ def run(config: Config) -> None:
 
 
 def lines(record: Jobs, standings: dict[str, slurm.Standing]) -> list[str]:
-    """Return a line per job: name, number, state, and what is known beside it."""
-    rows = [(job.name, job.number or "-", _state(job, standings.get(job.number)), _details(job)) for job in record.jobs]
+    """Return a line per job: name, number, state, and what is known beside it; and one per task with its own folder."""
+    rows = []
+    for job in record.jobs:
+        rows.append((job.name, job.number or "-", _state(job, standings.get(job.number)), _details(job)))
+        for task in job.tasks:
+            output = Path(task.output)
+            state = "finished" if is_finished(output) else "begun" if output.exists() else "-"
+            rows.append((f"  {task.name}", "", state, _training(output) if job.verb == "train" else ""))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     padded = (
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
@@ -50,15 +57,23 @@ def lines(record: Jobs, standings: dict[str, slurm.Standing]) -> list[str]:
 def _state(job: SubmittedJob, standing: slurm.Standing | None) -> str:
     if standing is not None and standing.alive:
         return f"{standing} ({standing.reason})" if standing.reason else str(standing)
-    if finished(Path(job.output)):
+    if _finished(job):
         return "finished"
     if standing is not None:
         return str(standing)
     return "ended" if job.number else "not submitted"
 
 
+def _finished(job: SubmittedJob) -> bool:
+    outputs = [task.output for task in job.tasks] or [job.output]
+    return all(is_finished(Path(output)) for output in outputs)
+
+
 def _details(job: SubmittedJob) -> str:
     output = Path(job.output)
+    if job.tasks:
+        ended = sum(is_finished(Path(task.output)) for task in job.tasks)
+        return f"{ended} of {len(job.tasks)} finished"
     if job.verb == "train":
         return _training(output)
     left_out = left_out_by_parts(output) if job.parts else {}

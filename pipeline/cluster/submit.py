@@ -1,15 +1,18 @@
-"""The whole chain, or one verb, as SLURM jobs.
+"""The whole chain, one verb, or a sweep, as SLURM jobs.
 
     cinevox submit experiment=NAME cluster=NAME input=PATIENTS output=CHAIN
     cinevox submit VERB cluster=NAME input=... output=...
+    cinevox submit sweep sweep=NAME cluster=NAME input=SHARDS output=SWEEP
 
 Reads   what the verbs read; of a chain input=PATIENTS (none for phantoms)
 Writes  CHAIN/{cohort,simulated,shards,run,translated,scores,report}, CHAIN/jobs/ (jobs.json and the jobs' logs);
-        of a single verb its output, and beside it OUTPUT.jobs/
+        with cohort.split.folds=K CHAIN/fold1/{run,translated} to CHAIN/foldK/ instead of run and translated;
+        of a single verb or a sweep its output, and beside it OUTPUT.jobs/
 
 Simulating, preprocessing, translating and evaluating are arrays of cluster.parts tasks that share the cases (one of
 these verbs alone too, unless cluster.parts=1); a join lists the cases that failed and goes on with the others.
-Cone-beam CT is simulated where it is the source and the patients have none.
+Cone-beam CT is simulated where it is the source and the patients have none. Folds and members of a sweep are arrays
+with a task each.
 Training has trainer.nodes x trainer.devices tasks; it saves before the time limit or when it is preempted, and goes
 on by itself at exactly the next sample.
 
@@ -26,11 +29,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.arguments import parse
-from pipeline.artifacts import difference
+from pipeline.artifacts import difference, is_finished
 from pipeline.cluster import slurm
-from pipeline.cluster.chain import chain, single
+from pipeline.cluster.chain import chain, single, sweep
 from pipeline.cluster.job import Job, sbatch_words, text
-from pipeline.cluster.record import Jobs, SubmittedJob, finished, jobs_folder
+from pipeline.cluster.record import Jobs, SubmittedJob, SubmittedTask, jobs_folder
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.locks import lock
 from pipeline.parts import missing_parts
@@ -52,13 +55,13 @@ def run(config: Config) -> None:
         raise ConfigError("A setting holds a newline or another control character")
     if any(not path.exists() for path in (*config.input, *([config.checkpoint] if config.checkpoint else []))):
         raise ArtifactError("What should be read is not there", remedy="Check input=PATH and checkpoint=PATH")
-    jobs = chain(config, overrides) if work == "chain" else single(config, overrides)
+    jobs = {"chain": chain, "sweep": sweep}.get(work, single)(config, overrides)
     folder = jobs_folder(config.output, work)
     if "\\" in str(folder):
         raise ConfigError("SLURM takes no backslash in the path of a log", remedy="Choose another output folder")
     if config.dry_run:
         for job in jobs:
-            waits = _conditions(job, jobs, {name: f"<{name}>" for name in job.after})
+            waits = _conditions(job, {name: f"<{name}>" for name in job.after})
             sys.stdout.write(f"\n# {job.name}\n{text(sbatch_words(job, config.cluster, folder, waits))}\n")
         return
     slurm.require()
@@ -73,35 +76,45 @@ def run(config: Config) -> None:
             say(f"{job.name}: job {noted.number} is {standing}")
             waiting[job.name] = noted.number
             continue
-        tasks = missing_parts(job.output, job.parts) if job.parts else []
-        if finished(job.output) or (job.parts and not tasks):
+        tasks = _missing(job)
+        if tasks is None:
             say(f"{job.name}: finished")
             continue
-        words = sbatch_words(job, config.cluster, folder, _conditions(job, jobs, waiting), tasks)
+        words = sbatch_words(job, config.cluster, folder, _conditions(job, waiting), tasks)
         noted.number = waiting[job.name] = slurm.submit(words)
         record.save(folder)
         say(f"{job.name}: submitted as job {noted.number}")
     held.release()
 
 
-def _conditions(job: Job, jobs: Sequence[Job], waiting: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return what a job waits for: a good end of the others, any end of an array, whose join lists what failed."""
-    arrays = {other.name for other in jobs if other.parts}
+def _missing(job: Job) -> list[int] | None:
+    """Return the tasks of an array that are to be run, none for what is no array; None: it is finished."""
+    if job.tasks:
+        if all(is_finished(task.output) for task in job.tasks):
+            return None
+        # Also one that is done where what follows is not: a task that corresponds to none would wait for all of them.
+        return [number for number, task in enumerate(job.tasks, start=1) if not is_finished(task.last)]
+    if is_finished(job.output):
+        return None
+    tasks = missing_parts(job.output, job.parts)
+    return None if job.parts and not tasks else tasks
+
+
+def _conditions(job: Job, waiting: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what a job waits for, of those that wait or run."""
     found: dict[str, list[str]] = {}
-    for name in job.after:
+    for name, kind in job.after.items():
         if name in waiting:
-            found.setdefault("afterany" if name in arrays else "afterok", []).append(waiting[name])
+            found.setdefault(kind, []).append(waiting[name])
     return found
 
 
 def _record(folder: Path, work: str, jobs: Sequence[Job]) -> Jobs:
     """Return the record of an earlier submit, or a new one."""
-    settings = sorted(f"{job.name}: {word}" for job in jobs for word in job.words if not word.startswith("workers="))
-    new = Jobs(
-        work=work,
-        settings=settings,
-        jobs=[SubmittedJob(name=j.name, verb=j.verb, output=str(j.output), parts=j.parts) for j in jobs],
-    )
+    words = [f"{job.name}: {word}" for job in jobs for word in job.words if not word.startswith("workers=")]
+    words += [f"{job.name} of {task.name}: {word}" for job in jobs for task in job.tasks for word in task.words]
+    settings = sorted(words)
+    new = Jobs(work=work, settings=settings, jobs=[_submitted(job) for job in jobs])
     if not (folder / Jobs.FILE).is_file():
         return new
     old = Jobs.load(folder)
@@ -113,3 +126,8 @@ def _record(folder: Path, work: str, jobs: Sequence[Job]) -> Jobs:
             remedy="Choose another output, or give the same settings; those of the group 'cluster' may change",
         )
     return old
+
+
+def _submitted(job: Job) -> SubmittedJob:
+    tasks = [SubmittedTask(name=task.name, output=str(task.output)) for task in job.tasks]
+    return SubmittedJob(name=job.name, verb=job.verb, output=str(job.output), parts=job.parts, tasks=tasks)

@@ -51,7 +51,8 @@ def make_plan(
         The plan, with one reason a line.
     """
     usable = memory.gib * 2**30 * _USABLE[memory.kind]
-    most = max(usable / clips / (model.step + SHORTEST_CLIP * model.frame), _FEWEST_PIXELS) if model else math.inf
+    shortest = model.step + SHORTEST_CLIP * model.frame if model else 0.0  # a method may need none: identity
+    most = max(usable / clips / shortest, _FEWEST_PIXELS) if shortest else math.inf
     spacing, why_spacing = _spacing(cases, settings)
     size, why_size = _size(cases, settings, spacing)
     if settings.spacing_mm is None and settings.size is None and size[0] * size[1] > most:

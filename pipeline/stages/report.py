@@ -64,7 +64,7 @@ def run(config: Config) -> None:
     write_comparisons_csv(tables / "comparisons.csv", scores.comparisons)
     write_latex(tables / "summary.tex", scores)
     shown = {"profile": scores.profile, "report": settings["report"], "inputs": [_name(p) for p in config.input]}
-    notes = [*scores.notes, *dict.fromkeys(gallery.notes)]
+    notes = [*config.report.notes, *scores.notes, *dict.fromkeys(gallery.notes)]
     write_page(page, render(scores, pictures, title=config.report.title, notes=notes, settings=shown))
     _track(config, scores, pictures, page)
     claim.finish(bytes=page.stat().st_size)

@@ -4,17 +4,19 @@ import json
 import os
 import re
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 from makers import PHANTOMS
 from small_training import TRAINING
 
+from pipeline import members
 from pipeline.__main__ import main
 from pipeline.artifacts import write_json
 from pipeline.cluster.job import template
 
-RECORD = Path(__file__).parents[1] / "golden" / "submit_chain.txt"
+GOLDEN = Path(__file__).parents[1] / "golden"
 # Notes the words of every call; sbatch counts jobs, squeue says what the file 'queue' says.
 STAND_IN = """#!{python}
 import json, sys
@@ -61,6 +63,15 @@ def slurm(tmp_path, monkeypatch):
     return Slurm(folder)
 
 
+def array(call):
+    (word,) = [word for word in call if word.startswith("--array=")]
+    return word.partition("=")[2]
+
+
+def waits_for(call):
+    return [word.partition("=")[2] for word in call if word.startswith("--dependency=")]
+
+
 def submit(output, *words):
     return main(["submit", *PHANTOMS, *words, f"output={output}"])
 
@@ -69,16 +80,25 @@ def finish(folder, verb):
     write_json(folder / "stage.json", {"verb": verb, "finished": True})
 
 
-def test_every_jobs_text_is_that_of_the_record(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("submit_chain", ["experiment=demo", "trainer.nodes=2", "trainer.devices=4", "stream.global_batch=8"]),
+        ("submit_folds", ["experiment=demo", "cohort.split.folds=3"]),
+        ("submit_sweep", ["sweep", "experiment=demo", "+sweep.members={a: ['seed=1'], b: ['model=regression']}"]),
+    ],
+)
+def test_every_jobs_text_is_that_of_the_record(record, words, tmp_path, monkeypatch, capsys):
     """Written anew with CINEVOX_GOLDEN=write."""
     monkeypatch.chdir(tmp_path)
-    words = ["submit", "cluster=example", "experiment=demo", "trainer.nodes=2", "trainer.devices=4", "--dry-run"]
-    assert main([*words, "stream.global_batch=8", f"output={tmp_path / 'chain'}"]) == 0
+    path = GOLDEN / f"{record}.txt"
+    places = [f"output={tmp_path / 'chain'}", *(["input=."] if "sweep" in words else [])]
+    assert main(["submit", "cluster=example", *words, *places, "--dry-run"]) == 0
     text = capsys.readouterr().out.partition("\n# ")[2]
     text = "# " + text.replace(str(template()), "job.sh").replace(str(tmp_path), "/home/me")
     if os.environ.get("CINEVOX_GOLDEN") == "write":
-        RECORD.write_text(text)
-    assert text == RECORD.read_text()
+        path.write_text(text)
+    assert text == path.read_text()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,8 +108,7 @@ def test_the_chain_waits_in_order_and_a_join_for_any_end_of_its_array(slurm, tmp
         "cohort", "preprocess-parts", "preprocess-join", "train", "translate-parts", "translate-join",
         "evaluate-parts", "evaluate-join", "report",
     ]  # fmt: skip
-    waits = [[w.partition("=")[2] for w in call if w.startswith("--dependency=")] for call in slurm.calls("sbatch")]
-    assert waits == [
+    assert [waits_for(call) for call in slurm.calls("sbatch")] == [
         [], ["afterok:101"], ["afterok:101,afterany:102"], ["afterok:103"], ["afterok:104"],
         ["afterok:104,afterany:105"], ["afterok:106"], ["afterok:106,afterany:107"], ["afterok:108"],
     ]  # fmt: skip
@@ -242,3 +261,97 @@ def test_without_slurm_nothing_is_written(tmp_path, monkeypatch, capsys):
     assert submit(tmp_path / "chain") == 2
     assert "There is no 'squeue' here" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folds_are_trained_and_translated_each_on_its_own_and_scored_together(slurm, tmp_path):
+    chain = tmp_path / "chain"
+    words = ["cohort.split.folds=3", "cluster.parts=2"]
+    assert submit(chain, *words) == 0
+    calls = dict(zip(slurm.names(), slurm.calls("sbatch"), strict=True))
+    names = ["train-folds", "translate-folds", "evaluate-parts", "evaluate-join", "report"]
+    assert slurm.names() == ["cohort", "preprocess-parts", "preprocess-join", *names]
+    train, translate, evaluate = (calls[name] for name in names[:3])
+    assert (array(train), array(translate)) == ("1,2,3", "1,2,3")
+    assert (waits_for(train), waits_for(translate)) == (["afterok:103"], ["aftercorr:104"])
+    assert waits_for(evaluate) == ["afterok:105"]
+    assert "--signal=USR1@60" in train
+    assert [word for word in evaluate if word.startswith("input=")] == [
+        f"input={chain}/fold{k}/translated" for k in (1, 2, 3)
+    ]
+    # One fold alone is a chain without arrays over folds.
+    slurm.forget()
+    assert submit(tmp_path / "one", *words, "fold=2") == 0
+    assert "train" in slurm.names()
+
+
+def test_a_second_submit_of_folds_runs_those_that_are_missing(slurm, tmp_path, capsys):
+    chain, words = tmp_path / "chain", ["cohort.split.folds=3", "cluster.parts=2"]
+    assert submit(chain, *words) == 0
+    slurm.forget()
+    finish(chain / "cohort", "cohort")
+    finish(chain / "shards", "preprocess")
+    for fold, verbs in ((1, ("run", "translated")), (2, ("run",))):
+        for name in verbs:
+            finish(chain / f"fold{fold}" / name, "")
+    progress = {"schema": 1, "step": 300, "seconds": 100.0, "share": 0.25}
+    write_json(chain / "fold3" / "run" / "progress.json", progress)
+    assert submit(chain, *words) == 0
+    train, translate = slurm.calls("sbatch")[:2]
+    # The training of fold 2 is there and ends at once: its translation waits for the task of its own number.
+    assert (array(train), array(translate)) == ("2,3", "2,3")
+    capsys.readouterr()
+    assert main(["status", str(chain)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    first = next(number for number, line in enumerate(shown) if line.startswith("train-folds"))
+    assert "2 of 3 finished" in shown[first]
+    assert [line.split()[:2] for line in shown[first + 1 : first + 4]] == [
+        ["fold1", "finished"], ["fold2", "finished"], ["fold3", "begun"],
+    ]  # fmt: skip
+    assert re.search(r"step 300, saved \d+ s ago, 3 steps/s, 5 min 00 s left", shown[first + 3])
+    assert [line.split()[:2] for line in shown[first + 5 : first + 8]] == [
+        ["fold1", "finished"], ["fold2", "-"], ["fold3", "-"],
+    ]  # fmt: skip
+
+
+MEMBERS = "+sweep.members={a: ['seed=1'], b: ['seed=2', 'trainer.budget.steps=9'], c: []}"
+
+
+def test_a_sweep_is_an_array_per_verb_and_a_report_whatever_failed(slurm, tmp_path, monkeypatch):
+    monkeypatch.setattr(members, "compose", lru_cache(members.compose))
+    shards, out = tmp_path / "shards", tmp_path / "out"
+    shards.mkdir()
+    words = ["submit", "sweep", MEMBERS, "seed=0", f"input={shards}", f"output={out}"]
+    assert main(words) == 0
+    assert slurm.names() == ["train-members", "translate-members", "evaluate-members", "sweep-join"]
+    calls = slurm.calls("sbatch")
+    assert [waits_for(call) for call in calls] == [[], ["aftercorr:101"], ["aftercorr:102"], ["afterany:103"]]
+    assert calls[-1][-3:] == [f"input={shards}", f"output={out}", "part=join"]
+    assert calls[-1][calls[-1].index("pipeline") + 1] == "sweep"
+    assert MEMBERS in calls[-1]
+    slurm.forget()
+    for name in ("a", "b"):
+        for stage in ("run", "translated", "scores"):
+            finish(out / name / stage, "")
+    assert main(words) == 0
+    assert [array(call) for call in slurm.calls("sbatch")[:3]] == ["3", "3", "3"]
+    slurm.forget()
+    for stage in ("run", "translated"):
+        finish(out / "c" / stage, "")
+    assert main(words) == 0
+    assert slurm.names() == ["evaluate-members", "sweep-join"]
+    slurm.forget()
+    finish(out / "c" / "scores", "")
+    finish(out / "report", "report")
+    assert main(words) == 0
+    assert slurm.names() == []
+    assert main([*words[:2], MEMBERS.replace("seed=2", "seed=5"), *words[3:]]) == 2
+
+
+def test_a_sweep_with_a_mistake_is_not_submitted(slurm, tmp_path, capsys):
+    words = ["submit", "sweep", f"input={tmp_path}", f"output={tmp_path / 'out'}"]
+    for member, message in (("['sed=1']", "Member 'a' of the sweep"), ("['trainer.nodes=2']", "other machines")):
+        assert main([*words, f"+sweep.members={{a: {member}}}"]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["submit", "sweep", MEMBERS, f"output={tmp_path / 'out'}"]) == 2
+    assert "needs input=SHARDS" in capsys.readouterr().err
+    assert slurm.calls("sbatch") == []

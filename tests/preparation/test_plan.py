@@ -83,3 +83,8 @@ def test_what_is_set_is_taken_as_it_is():
     made = make_plan([], asked, Memory(0.01, "set"), ModelMemory(step=10000, frame=100), 1)
     assert (made.spacing_mm, made.size) == ((4.0, 5.0, 5.0), (24, 26))
     assert made.reasons[0].endswith("set by hand") and made.reasons[1].endswith("set by hand")
+
+
+def test_a_method_that_needs_no_memory_is_planned_as_one_that_states_none():
+    none, unknown = (plan([case()], model=model) for model in (ModelMemory(step=0, frame=0), None))
+    assert (none.spacing_mm, none.size, none.clip_limit) == (unknown.spacing_mm, unknown.size, unknown.clip_limit)

@@ -1,0 +1,1 @@
+"""Chains of verbs: each step is a command of its own, with its own folder."""
