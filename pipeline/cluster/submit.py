@@ -93,7 +93,7 @@ def _missing(job: Job) -> list[int] | None:
         if all(is_finished(task.output) for task in job.tasks):
             return None
         # Also one that is done where what follows is not: a task that corresponds to none would wait for all of them.
-        return [number for number, task in enumerate(job.tasks, start=1) if not is_finished(task.last)]
+        return [number for number, task in enumerate(job.tasks, start=1) if not is_finished(task.last)] or None
     if is_finished(job.output):
         return None
     tasks = missing_parts(job.output, job.parts)

@@ -135,8 +135,10 @@ def _work(member: Member, shards: Path, title: str) -> str:
         if code == TO_BE_CONTINUED:
             say("Stopped; the same command continues")
             raise SystemExit(code)
-        if code:
+        if code and not is_finished(output):
             return f"{verb} {_ended(code, log, before)}"
+        if code:  # scores are there, but for cases that could not be scored
+            say(f"{member.name}: {verb} {_ended(code, log, before)}")
     return ""
 
 

@@ -341,6 +341,7 @@ def test_a_sweep_is_an_array_per_verb_and_a_report_whatever_failed(slurm, tmp_pa
     assert slurm.names() == ["evaluate-members", "sweep-join"]
     slurm.forget()
     finish(out / "c" / "scores", "")
+    (out / "a" / "run" / "stage.json").unlink()  # removed to save space: nothing is made of it any more
     finish(out / "report", "report")
     assert main(words) == 0
     assert slurm.names() == []

@@ -37,6 +37,7 @@ COMMON = [
     "workers=1",
 ]
 TOO_LONG = "stream.clip_length=99"
+CASES_LACK = "seed=13"
 
 
 _composed = lru_cache(compose)
@@ -61,7 +62,8 @@ def commands(monkeypatch):
             return 2
         write_json(output / "stage.json", {"verb": words[0], "finished": True})
         (output / "scores.json").write_text(str(words))
-        return 0
+        log.touch()
+        return 2 if words[0] == "evaluate" and CASES_LACK in words else 0
 
     monkeypatch.setattr(sweep, "start", stand_in)
     return found
@@ -100,6 +102,13 @@ def test_a_failure_stops_no_other_and_is_tried_again(run, commands, tmp_path, ca
     commands.clear()
     assert run(given) == 2  # nothing new: not even a report
     assert commands == ["train broken"]
+
+
+def test_scores_that_lack_cases_are_scores(run, commands, tmp_path, capsys):
+    assert run(members(a=[CASES_LACK])) == 0
+    assert "a: evaluate ended with code 2; see a/evaluate.log" in capsys.readouterr().err
+    assert commands == [*stages("a"), "report out"]
+    assert (tmp_path / "out" / "report").is_dir()
 
 
 def test_a_second_call_does_what_is_missing_and_more_members_may_be_added(run, commands, tmp_path, capsys):
