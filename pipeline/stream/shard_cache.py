@@ -7,6 +7,7 @@ wait for it; a killed one's lock is free at once. What is removed while another 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import time
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.artifacts import check_free_space, file_sha256
+from pipeline.artifacts import check_free_space
 from pipeline.errors import ArtifactError
 from pipeline.stream.remote_files import RemoteFolder
 
@@ -45,7 +46,6 @@ class ShardCache:
     def __init__(self, remote: RemoteFolder, limit: int, folder: Path | None = None) -> None:
         self.remote, self.limit = remote, limit
         self.folder = (folder or cache_folder()).absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._compared: set[str] = set()  # by this process
 
     def path(self, name: str, sha256: str) -> Path:
@@ -61,6 +61,7 @@ class ShardCache:
         path = self.path(name, sha256)
         if (found := self._here(path, sha256)) is not None:
             return found
+        self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked(path.name, self.remote.longest(size or 0) + _GRACE_SECONDS):
             # The one that held the lock before may have brought it.
             return self._here(path, sha256) or self._fetch(name, path, sha256, size)
@@ -71,10 +72,12 @@ class ShardCache:
             opened = path.open("rb")
         except FileNotFoundError:
             return None
-        if path.name not in self._compared and file_sha256(path) != sha256:
-            opened.close()
-            path.unlink(missing_ok=True)
-            return None
+        if path.name not in self._compared:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:  # of what is open, whatever its name is now
+                opened.close()
+                path.unlink(missing_ok=True)
+                return None
+            opened.seek(0)
         self._compared.add(path.name)
         with contextlib.suppress(FileNotFoundError):  # removed since: what is open stays
             os.utime(path)  # used now

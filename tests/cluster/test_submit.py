@@ -356,3 +356,15 @@ def test_a_sweep_with_a_mistake_is_not_submitted(slurm, tmp_path, capsys):
     assert main(["submit", "sweep", MEMBERS, f"output={tmp_path / 'out'}"]) == 2
     assert "needs input=SHARDS" in capsys.readouterr().err
     assert slurm.calls("sbatch") == []
+
+
+def test_an_address_of_shards_reaches_the_job_of_a_verb_that_reads_it_and_no_chain(tmp_path, capsys):
+    url = "https://host/cohort/shards"
+    words = ["--dry-run", f"input={url}", f"output={tmp_path / 'run'}"]
+    assert main(["submit", "train", *words]) == 0
+    assert f"input={url}" in capsys.readouterr().out
+    assert main(["submit", "verify", *words]) == 2
+    assert main(["submit", "convert", *words]) == 2
+    assert "'cinevox convert' reads folders only" in capsys.readouterr().err
+    assert main(["submit", *words]) == 2
+    assert "submit train input=URL" in capsys.readouterr().err
