@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.losses.reconstruction import masked_l1
 from pipeline.models.adam import Adam
+from pipeline.models.neighbours import check_channels, check_clip_length, complete_frames, in_chunks, stacked
 from pipeline.models.translator import Batch, Translator, Update, evaluating, total_loss, warm_cosine
 
 SLICES_AT_ONCE = 2  # in translate; bounds the memory, and more were no faster
@@ -46,14 +49,7 @@ class Regression(Translator):
                 value=f"neighbours={neighbours}, learning_rate={learning_rate}, warm_up={warm_up}, max_norm={max_norm}",
                 allowed="neighbours >= 0, learning_rate > 0, warm_up in [0, 1), max_norm >= 0",
             )
-        channels = getattr(network, "channels_in", None)
-        if channels is not None and channels % (2 * neighbours + 1):
-            raise ConfigError(
-                "The network's input channels do not fit the neighbours",
-                value=f"channels_in={channels}, neighbours={neighbours}",
-                allowed=f"a multiple of {2 * neighbours + 1}",
-                remedy=f"Set model.module.network.channels_in={2 * neighbours + 1}",
-            )
+        check_channels(network, neighbours, "network")
         self.network = network
         self.neighbours, self.residual = neighbours, residual
         self.learning_rate, self.warm_up, self.max_norm = learning_rate, warm_up, max_norm
@@ -61,13 +57,7 @@ class Regression(Translator):
 
     def check_stream(self, clip_length: int, longest: int | None = None) -> None:
         """Refuse clips without a single slice that has all its neighbours; see ``Translator.check_stream``."""
-        if clip_length < 2 * self.neighbours + 1:
-            raise ConfigError(
-                f"A clip is too short for {self.neighbours} neighbours on either side",
-                value=f"stream.clip_length={clip_length}",
-                allowed=f"at least {2 * self.neighbours + 1}",
-                remedy="Raise stream.clip_length, or set model.module.neighbours=0 and network.channels_in=1",
-            )
+        check_clip_length(clip_length, self.neighbours, "network")
 
     def training_step(self, batch: Batch, step: int) -> None:
         """Learn from the frames of a clip that have all their neighbours."""
@@ -75,7 +65,7 @@ class Regression(Translator):
         losses: list[dict[str, torch.Tensor]] = []
         for part in self.parts(batch):
             source, target, mask = part["source"], part["target"], part["mask"]
-            centres = list(range(self.neighbours, source.shape[1] - self.neighbours))
+            centres = complete_frames(source.shape[1], self.neighbours)
             prediction = self._predict(self.network, source, centres)
             losses.append({"l1_loss": masked_l1(prediction, target[:, centres], mask[:, centres])})
             update = Update(self._all_optimizers()[0], total_loss(losses[-1]), rate)
@@ -84,9 +74,7 @@ class Regression(Translator):
 
     def _predict(self, network: nn.Module, film: torch.Tensor, centres: list[int]) -> torch.Tensor:
         """Predict the named frames of (batch, frames, channels, height, width); edges are repeated."""
-        last = film.shape[1] - 1
-        offsets = range(-self.neighbours, self.neighbours + 1)
-        stacks = torch.cat([film[:, [min(max(i + k, 0), last) for i in centres]] for k in offsets], dim=2)
+        stacks = stacked(film, centres, self.neighbours)
         prediction = network(stacks.flatten(0, 1)).float().unflatten(0, stacks.shape[:2])
         return film[:, centres].float() + prediction if self.residual else prediction
 
@@ -104,18 +92,8 @@ class Regression(Translator):
         """Translate a volume a few slices at a time; see ``Translator.translate``."""
         self.only_one(samples)
         network = self.averaged(self.network)
-        result = torch.empty_like(source, dtype=torch.float32)
-        slices = source.shape[0]
         with evaluating(network):
-            for stop in range(SLICES_AT_ONCE, slices + SLICES_AT_ONCE, SLICES_AT_ONCE):
-                # The last chunk reaches back: one shape for all, which kernels were prepared for.
-                stop = min(stop, slices)
-                start = max(stop - SLICES_AT_ONCE, 0)
-                low, high = max(start - self.neighbours, 0), min(stop + self.neighbours, slices)
-                film = source[None, low:high].to(self.device)
-                prediction = self._predict(network, film, list(range(start - low, stop - low)))
-                result[start:stop] = prediction[0].clamp(-1, 1).to(result.device)
-        return result
+            return in_chunks(source, self.neighbours, SLICES_AT_ONCE, self.device, partial(self._predict, network))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam; its learning rate is set before each step."""

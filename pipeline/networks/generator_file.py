@@ -90,7 +90,7 @@ def _legacy(key: str, state: dict[str, torch.Tensor]) -> bool:
 
 def _other_network(state: dict[str, torch.Tensor]) -> str:
     """Say which other network of the same code a file holds; empty: none that is known."""
-    if any(key.startswith("model.model.") for key in state):
+    if any(key.split(".")[:2] == ["model", "model"] for key in state):
         return "a U-Net of pix2pix"
     first = state.get("model.0.weight")
     if first is not None and first.shape[2:] == (4, 4):

@@ -35,7 +35,7 @@ class PatchDiscriminator(nn.Module):
                 value=f"channels={channels}, width={width}, layers={layers}",
                 allowed="each from 1",
             )
-        self.layers = layers
+        self.channels, self.layers = channels, layers
         stages: list[nn.Module] = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, True)]
         narrow = width
         for index in range(1, layers + 1):

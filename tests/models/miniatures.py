@@ -38,6 +38,12 @@ MINIATURE: dict[str, list[str]] = {
     "identity": [],
     "latent_autoencoder": [*_AUTOENCODER, "model.module.discriminator.width=4", "model.module.gan_start=0"],
     "latent_translator": [*_AUTOENCODER, *_TRANSFORMER],
+    "pix2pix": [
+        "model.module.generator.width=4",
+        "model.module.generator.depth=3",  # without dropout, which draws anew in a training that is resumed
+        "model.module.discriminator.width=4",
+        "model.module.discriminator.layers=2",
+    ],
     "regression": ["model.module.network.widths=[4,8]", "model.module.network.residual_units=1"],
     "vid2vid": [*_VID2VID, "model.module.temporal_discriminator.width=4"],
     "vid2vid_fine": [*_VID2VID, "model.module.temporal_discriminator.width=4", "model.module.generator.local_blocks=1"],
