@@ -89,7 +89,7 @@ def streamed_sequence(
         limit: Clips per epoch; 0 for all.
 
     Raises:
-        ConfigError: Fewer shards with clips than streams.
+        ConfigError: Fewer shards with clips than streams, or too few clips in a stream's for one step.
     """
     names, starts, short = clips(slices, clip_length, stride)
     of_case: dict[str, list[int]] = {}
@@ -106,7 +106,15 @@ def streamed_sequence(
         )
     dealt = _deal([filled[i] for i in random_for(seed, "shards", epoch).permutation(len(filled))], counts, streams)
     per_step = global_batch // streams
-    steps = min(sum(counts[number] for number in hand) for hand in dealt) // per_step
+    fewest = min(sum(counts[number] for number in hand) for hand in dealt)
+    if fewest < per_step:
+        raise ConfigError(
+            f"A rank's shards hold fewer clips of {clip_length} slices than its share of stream.global_batch",
+            value=f"{fewest} clip(s)",
+            allowed=f"at least {per_step}",
+            remedy="Set a smaller stream.global_batch or a smaller stream.clip_limit, or train on fewer ranks",
+        )
+    steps = fewest // per_step
     if limit:
         steps = min(steps, limit // global_batch)
     total = steps * global_batch

@@ -94,6 +94,11 @@ def test_fewer_shards_than_ranks_is_an_error_with_the_numbers():
         order({"a": 9, "b": 2}, 1)
 
 
+def test_a_rank_with_too_few_clips_for_a_step_is_an_error_with_the_numbers():
+    with pytest.raises(ConfigError, match=r"fewer clips of 3 slices.*2 clip\(s\)\. Allowed: at least 4"):
+        order({"a": 9, "b": 4}, 1, global_batch=8)
+
+
 def test_the_split_is_said_with_its_numbers():
     found = order(SLICES, 2)
     line = split_among(found, 2)
