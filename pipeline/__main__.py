@@ -26,6 +26,7 @@ VERBS = {
     "preprocess": ("pipeline.stages.preprocess", ("input", "output"), "volumes to shards of ordered slices"),
     "convert": ("pipeline.stages.convert", ("input", "output"), "tar shards to zarr shards, and back"),
     "verify": ("pipeline.stages.verify", ("input",), "compare shards with their checksums"),
+    "encode": ("pipeline.stages.encode", ("checkpoint", "input", "output"), "shards to shards of latents"),
     "train": ("pipeline.stages.train", ("input", "output"), "shards to a trained run"),
     "translate": ("pipeline.stages.translate", ("checkpoint", "input", "output"), "volumes to the target modality"),
     "evaluate": ("pipeline.stages.evaluate", ("output",), "predictions and references to scores"),
@@ -36,7 +37,7 @@ VERBS = {
     "status": ("pipeline.cluster.status", ("input",), "how submitted jobs stand"),
     "cancel": ("pipeline.cluster.cancel", ("input",), "end submitted jobs"),
 }
-MANY_INPUTS = ("evaluate", "report")
+MANY_INPUTS = ("evaluate", "report", "train")
 # The machine's limits, not a fault of ours: one line says enough (and no path, which may name a patient).
 MACHINE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EIO, errno.ESTALE, errno.ELOOP, *FULL)
 USAGE = """cinevox VERB [name=value ...] [-i INPUT] [-o OUTPUT] [--dry-run] [--debug] [--help]

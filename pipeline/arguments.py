@@ -14,6 +14,7 @@ PATH_KEYS = (*REPEATED, "output", "checkpoint", "reference", "mask", "reference_
 FROM_A_SERVER = ("train", "translate", "submit")  # verbs; 'submit' hands the address on
 SCHEMES = ("https", "http", "s3", "memory")
 _SCHEME = re.compile(r"(pipe|[A-Za-z][A-Za-z0-9+.-]*(?=://|::)):")
+TEXT_KEYS = ("part", "source_modality", "target_modality")  # of one command, no setting of an experiment
 SHORT = {"-i": "input", "-o": "output"}
 BARE = {"submit": "work", "status": "input", "cancel": "input"}  # what a verb's word without '=' is
 SWITCHES = {"cohort": {"--check": "cohort.check=true"}}  # a verb's own words for its settings
@@ -41,7 +42,7 @@ def parse(arguments: list[str], verb: str = "") -> tuple[list[str], dict[str, ob
             _place(SHORT[word], queue.pop(0), paths, urls, said=word)
         elif name in PATH_KEYS and equals:
             _place(name, value, paths, urls)
-        elif name == "part" and equals:
+        elif name in TEXT_KEYS and equals:
             texts[name] = value
         elif verb in BARE and not equals and not word.startswith("-"):
             if BARE[verb] == "work":

@@ -11,11 +11,11 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.arguments import PATH_KEYS
+from pipeline.arguments import PATH_KEYS, TEXT_KEYS
 from pipeline.errors import ConfigError, nearest
 from pipeline.settings import Config
 
-_TAKEN_AS_THEY_STAND = ("dry_run", "part", "work", "shards_url")
+_TAKEN_AS_THEY_STAND = ("dry_run", "work", "shards_url", *TEXT_KEYS)
 _INSTEAD = {"dry_run": "Use --dry-run", "shards_url": "Use input=URL", **{key: f"Use {key}=PATH" for key in PATH_KEYS}}
 ALLOWED_PACKAGES = ("pipeline.", "torch.nn.", "torch.optim.", "monai.networks.", "pytorch_lightning.")
 
@@ -139,8 +139,13 @@ def validate(data: Mapping[str, Any]) -> Config:
 def _check_together(config: Config) -> None:
     """Refuse combinations that cannot work, before any data is touched."""
     stream = config.stream
-    if config.source == config.target:
+    if config.source == config.target and stream.pairing != "modalities":
         raise ConfigError("Source and target are the same modality", value=config.source)
+    if stream.pairs and stream.pairing != "every_pair":
+        raise ConfigError("stream.pairs goes with stream.pairing=every_pair", value=stream.pairing)
+    for pair in stream.pairs:
+        if len(set(pair.split(":"))) < 2:
+            raise ConfigError("A pair of stream.pairs has one modality twice", value=pair)
     number, _, count = config.part.partition("/")
     if count and int(number) > int(count):
         raise ConfigError("There is no such part", value=config.part, allowed=f"1/{count} to {count}/{count}, or join")
@@ -245,7 +250,7 @@ def _is_plain(value: Any) -> bool:
 
 def plain(config: Config) -> dict[str, Any]:
     """Return the configuration as plain data (no paths, no flags)."""
-    return config.model_dump(mode="json", exclude={*PATH_KEYS, "shards_url", "part", "work", "dry_run", "command"})
+    return config.model_dump(mode="json", exclude={*PATH_KEYS, *TEXT_KEYS, "shards_url", "work", "dry_run", "command"})
 
 
 def public(config: Config) -> dict[str, Any]:

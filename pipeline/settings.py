@@ -345,6 +345,8 @@ class Config(Section):
     mask: Path | None = None
     prediction_labels: list[Path] = Field(default_factory=list)  # one per prediction
     reference_labels: Path | None = None
+    source_modality: Annotated[str, Field(pattern=r"^[a-z0-9]*$")] = ""  # of a model of many pairs; empty: the run's
+    target_modality: Annotated[str, Field(pattern=r"^[a-z0-9]*$")] = ""
     part: Annotated[str, Field(pattern=r"^(join|[1-9]\d*/[1-9]\d*)?$")] = ""  # of a stage's cases; empty: all
     work: str = ""  # what 'cinevox submit' submits: a verb, or the chain
     dry_run: bool = False

@@ -45,7 +45,10 @@ class StreamSettings(Section):
     """What a training reads from shards, and how intensities are normalised."""
 
     window: dict[str, tuple[float, float]]  # physical values mapped to [-1, 1] and clipped
-    pairing: Literal["paired", "unpaired"]  # unpaired: targets in an order of their own, from any case that has them
+    # unpaired: targets in an order of their own, from any case that has them; every_pair: of all that a case has, each
+    # ordered pair as often as the others; modalities: each modality as its own target
+    pairing: Literal["paired", "unpaired", "every_pair", "modalities"]
+    pairs: list[Annotated[str, Field(pattern="^[a-z0-9]+:[a-z0-9]+$")]]  # of every_pair, as SOURCE:TARGET; empty: all
     outside_mask: Literal["lowest", "keep"]  # what lies outside the mask
     clip_length: AutoCount  # auto: as planned by 'cinevox preprocess'
     clip_growth: Count  # number of stages over the budget; the clip length doubles at each; 1: constant

@@ -80,6 +80,7 @@ MISSING = {
     "preprocess": ["input=IN", "output=OUT"],
     "convert": ["input=IN", "output=OUT"],
     "verify": ["input=IN"],
+    "encode": ["checkpoint=IN", "input=IN", "output=OUT"],
     "train": ["input=IN", "output=OUT", "model=identity"],
     "translate": ["checkpoint=IN", "input=IN", "output=OUT"],
     "evaluate": ["input=IN", "output=OUT"],

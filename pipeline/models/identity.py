@@ -12,7 +12,7 @@ from pipeline.models.translator import Batch, Translator
 class Identity(Translator):
     """Learns nothing and returns the source."""
 
-    pairings = ("paired", "unpaired")
+    pairings = ("paired", "unpaired", "every_pair", "modalities")
 
     def training_step(self, batch: Batch, step: int) -> None:
         """Learn nothing."""

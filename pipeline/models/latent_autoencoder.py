@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, nearest
 from pipeline.losses.adaptive_weight import AdaptiveWeight
 from pipeline.losses.reconstruction import masked_l1
 from pipeline.models.adam import Adam
-from pipeline.models.latents import check_judge, decode_slices, encode_slices, judge
+from pipeline.models.latents import check_judge, decode_slices, encode_slices, encoder_hash, judge
 from pipeline.models.translator import Batch, Translator, Update, total_loss, warm_cosine
 from pipeline.networks.kl_autoencoder import KLAutoencoder, divergence
 from pipeline.networks.padding import pad_to_multiple
@@ -183,6 +183,10 @@ class LatentAutoencoder(Translator):
     def encode_slices(self, slices: torch.Tensor) -> torch.Tensor:
         """Return the posterior means of (slices, channels, height, width); see ``latents.encode_slices``."""
         return encode_slices(self._averaged(), slices)
+
+    def encoder_hash(self) -> str:
+        """Return the hash of the weights that encode; see ``latents.encoder_hash``."""
+        return encoder_hash(self._averaged())
 
     def decode_slices(self, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Return the images of latents, cropped to ``size``; see ``latents.decode_slices``."""

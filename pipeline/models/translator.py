@@ -83,6 +83,7 @@ class Translator(LightningModule):
     """
 
     pairings: tuple[str, ...] = ("paired",)  # values of stream.pairing that the method learns from
+    both_ways = False  # whether a training also teaches the way from the target to the source
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,6 +153,20 @@ class Translator(LightningModule):
     def kept_bytes(self, pixels: int) -> int:
         """Return what a checkpoint holds beside weights and optimisers, in bytes, for pictures of so many pixels."""
         return 0
+
+    def learn_from_latents(self, std: float, encoder: str) -> None:
+        """Prepare for batches of latents (``batch["latent"]``), divided by ``std``, instead of slices.
+
+        Args:
+            std: Standard deviation of the training's latents.
+            encoder: Hash of the weights that made them.
+
+        Raises:
+            ConfigError: The method learns from slices only.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} does not learn from latents", remedy="Give shards of 'cinevox preprocess'"
+        )
 
     # ---- averaged weights -------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,23 +74,33 @@ def is_shards(config: Config) -> bool:
     return bool(config.shards_url) or (config.input[0] / ShardIndex.FILE).is_file()
 
 
-def _of_shards(store: SliceStore, record: dict[str, Any], config: Config) -> list[SourceCase]:
-    index, preparation = store.index, record["preprocessing"]
-    changed = difference(
-        {key: preparation[key] for key in ("axes", "spacing_mm", "size", "modalities")},
-        {
-            "axes": index.axes,
-            "spacing_mm": list(index.spacing_mm),
-            "size": list(index.size),
-            "modalities": {name: item.model_dump() for name, item in index.modalities.items()},
-        },
-    )
-    changed = [line for line in changed if not line.startswith("modalities.") or record["source"] in line.split(":")[0]]
-    if changed:
+def check_prepared(record: dict[str, Any], index: ShardIndex, modalities: Sequence[str]) -> None:
+    """Refuse shards whose ``modalities`` were prepared differently from those that a run was trained on.
+
+    Raises:
+        ArtifactError: With the difference.
+    """
+    preparation = record["preprocessing"]
+    spacings = preparation.get("spacings_mm", {})
+    known = {key: preparation[key] for key in ("axes", "size")}
+    found: dict[str, Any] = {"axes": index.axes, "size": list(index.size)}
+    for name in modalities:
+        known[name] = {
+            **preparation["modalities"].get(name, {}),
+            "spacing_mm": spacings.get(name, preparation["spacing_mm"]),
+        }
+        held = index.modalities[name].model_dump() if name in index.modalities else {}
+        found[name] = {**held, "spacing_mm": list(index.spacing_mm)}
+    if changed := difference(known, found):
         raise ArtifactError(
             "These shards were prepared differently from those that the run was trained on: " + "; ".join(changed),
             remedy="Translate the volumes themselves (input=FILE|DIR), or preprocess them as the run's shards were",
         )
+
+
+def _of_shards(store: SliceStore, record: dict[str, Any], config: Config) -> list[SourceCase]:
+    index, preparation = store.index, record["preprocessing"]
+    check_prepared(record, index, [record["source"]])
     try:
         cohort: Cohort | None = Cohort.load(Path(index.cohort))
     except ArtifactError:

@@ -18,6 +18,7 @@ from pipeline.records.scores import Comparison, Score, Scores, SetScore, Summary
 from pipeline.records.shards import (
     CaseFingerprint,
     Fingerprint,
+    Latents,
     Plan,
     ShardCase,
     ShardFile,
@@ -38,6 +39,7 @@ __all__ = [
     "Excluded",
     "Fingerprint",
     "GridRecord",
+    "Latents",
     "Modality",
     "PairQualities",
     "PairQuality",

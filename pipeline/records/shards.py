@@ -84,6 +84,20 @@ class ShardModality(BaseModel):
     padding: float
 
 
+class Latents(BaseModel):
+    """What shards of latents hold instead of slices: (channels x rows, columns) of int16 for each slice."""
+
+    model_config = ConfigDict(extra="forbid")
+    channels: Annotated[int, Field(ge=1)]
+    size: tuple[int, int]  # rows, columns of a channel
+    std: Annotated[float, Field(gt=0)]  # of the training cases' latents; batches are divided by it
+    encoder: str  # hash of the weights that made them
+    shards: str  # config_hash of the shards that they were made from
+    folder: str  # where those lie
+    window: dict[str, tuple[float, float]]  # how those were prepared: as in a training
+    outside_mask: Literal["lowest", "keep"]
+
+
 class CaseFingerprint(BaseModel):
     """What a case's reference volume is like, in film order: slices, rows, columns."""
 
@@ -141,6 +155,7 @@ class ShardIndex(Record):
     preprocess: dict[str, Any]
     excluded: list[Excluded] = Field(default_factory=list)
     plan: Plan | None = None
+    latents: Latents | None = None
     seal: str = ""  # over all the rest: an altered scale or spacing would be believed
 
     @classmethod
@@ -157,12 +172,16 @@ class ShardIndex(Record):
 
     def save(self, folder: Path) -> None:
         """Write the index with its seal."""
-        write_json(folder / self.FILE, self.sealed())
+        write_json(folder / self.FILE, {**self._content(), "seal": self.sealed().seal})
 
     def sealed(self) -> Self:
         """Return the index with the seal of its content."""
-        content = self.model_dump(mode="json", by_alias=True, exclude={"seal"})
-        return self.model_copy(update={"seal": content_hash(content)})
+        return self.model_copy(update={"seal": content_hash(self._content())})
+
+    def _content(self) -> dict[str, Any]:
+        # Shards of slices are sealed as they were when there were no others.
+        unused = {"latents"} if self.latents is None else set()
+        return self.model_dump(mode="json", by_alias=True, exclude={"seal", *unused})
 
     def select(self, split: str, fold: int = 0) -> list[ShardCase]:
         """Return the cases of one split, or all of them for 'all'; with ``fold``, of that turn of a cross-validation.

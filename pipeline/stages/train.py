@@ -1,6 +1,6 @@
 """Shards to a trained run.
 
-Reads   input=SHARDS      a folder of 'cinevox preprocess'
+Reads   input=SHARDS      a folder of 'cinevox preprocess' or 'cinevox encode'; repeated: several, read as one
         input=URL         the same on a server (https://, s3://): docs/how-to/train-from-remote-shards.md
 Writes  output=RUN        config.json, checkpoints/, metrics.csv, panels/, W&B files (offline unless told otherwise)
 
@@ -12,6 +12,7 @@ Main options
   stream.global_batch=N  stream.accumulate=N          clips per step over all ranks; in so many backward passes
   trainer.recompute=true                              less memory: activations are computed again going backward
   trainer.compile=true                                torch.compile: a slow first step, faster ones after it
+  stream.pairing=every_pair                           one network for all ordered pairs of the modalities at hand
   stream.clip_length  stream.clip_growth              frames of a clip, and how often it doubles
   fold=K                                              cross-validation: leave fold K for the test, the next to validate
   tracking=offline|online|none                        W&B; see docs/how-to/dashboards.md
@@ -27,6 +28,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from pipeline.errors import ArtifactError, CheckpointError
 from pipeline.networks.cpu_layers import lay_out
 from pipeline.progress import duration, say, share_bar, silence
 from pipeline.settings import Config
-from pipeline.stream.datamodule import ClipDataModule, as_planned, clip_length_at
+from pipeline.stream.datamodule import ClipDataModule, as_encoded, as_planned, clip_length_at
 from pipeline.stream.remote import RemoteStore, open_shards
 from pipeline.stream.sampler import micro_batch
 from pipeline.stream.store import SliceStore
@@ -121,9 +123,9 @@ def run(config: Config) -> None:
     device = device_for(trainer.accelerator)
     precision = resolve_precision(trainer.precision, device)
     check_devices(device, trainer.devices)
-    with open_shards(config) as store:
-        config = as_planned(config, store.index)
-        data = ClipDataModule(store, config)
+    with open_shards(config) as read, _slices(read) as store:
+        config = as_planned(as_encoded(config, read.index), read.index)
+        data = ClipDataModule(read, config)
         micro_batch(
             config.stream.global_batch, ranks=trainer.devices * trainer.nodes, accumulate=config.stream.accumulate
         )
@@ -137,6 +139,8 @@ def run(config: Config) -> None:
         longest = max(clip_length_at(config.stream, share) for share in (0.0, 1.0))
         method.check_stream(config.stream.clip_length, longest)
         method.accumulate = config.stream.accumulate
+        if read.index.latents is not None:
+            method.learn_from_latents(read.index.latents.std, read.index.latents.encoder)
         if trainer.recompute:
             recompute_activations(method)
         if this_rank().first and not has_launcher():
@@ -156,6 +160,11 @@ def run(config: Config) -> None:
     launch(trainer.devices, config.command)
 
 
+def _slices(read: SliceStore) -> AbstractContextManager[SliceStore]:
+    """Return the slices for validation: those that are read, or those that the latents were made from."""
+    return nullcontext(read) if read.index.latents is None else SliceStore(*read.slice_folders)
+
+
 def _claim_and_fit(
     config: Config,
     store: SliceStore,
@@ -169,7 +178,7 @@ def _claim_and_fit(
     claims: list[Claim] = []
 
     def decide() -> dict[str, Any]:
-        claim = claim_output(output, "train", _deciding(config, store), force=config.trainer.force)
+        claim = claim_output(output, "train", _deciding(config, data.store), force=config.trainer.force)
         claims.append(claim)
         if claim.finished:
             say(f"'{output}' is finished already; nothing to do")
@@ -185,13 +194,13 @@ def _claim_and_fit(
         write_json(output / "config.json", public(config))
         before = found[1].get("arithmetic") if found else None
         resume = str(found[0]) if found else None
-        common = {"finished": False, "seal": store.index.seal}
+        common = {"finished": False, "seal": data.store.index.seal}
         return {**common, "resume": resume, "progress": progress, "before": before}
 
     decided = decided_by_the_first(decide)
     if decided["finished"]:
         return
-    if decided["seal"] != store.index.seal:
+    if decided["seal"] != data.store.index.seal:
         raise ArtifactError("The shards changed while the ranks started", remedy="Start the same command again")
     with share_bar("train") as show, warned() as told:
         _fit(config, store, data, method, output, decided, show, device, precision, told)
@@ -239,7 +248,10 @@ def _fit(
     hold_threads(here, settings.threads)
     ranks = f"{here.count} ranks, each " if here.count > 1 else ""
     say(f"Training on {ranks}{device.type} in {precision}, {torch.get_num_threads()} threads")
-    record = describe(config, store.index)
+    pairs = list(data.pairs) or [(config.source, config.target)]
+    if method.both_ways:
+        pairs += [(target, source) for source, target in pairs]
+    record = describe(config, store, sorted(set(pairs)), data.store.index.config_hash)
     if not any(p.requires_grad for p in method.parameters()):
         # Nothing to learn: the checkpoint still says how inputs are to be prepared.
         if here.first:

@@ -8,6 +8,7 @@ Reads   checkpoint=RUN    a run folder (its last checkpoint) or a .ckpt file
 Writes  output=DIR        CASE.nii.gz on exactly the source's grid and orientation, and translation.json
 
 Main options
+  source_modality=t1n  target_modality=t2w            of a model of many pairs; without them the run's own
   translate.split=test  translate.weights=ema|raw  translate.outside=-1000
   translate.precision=auto|fp32|bf16-mixed|bf16       bf16: weights too, except the heads'
   translate.compile=true                              torch.compile: a slow first volume, faster ones after it
@@ -45,7 +46,7 @@ from pipeline.records import Excluded, TranslatedCase, Translation
 from pipeline.settings import Config
 from pipeline.stream.remote import open_shards
 from pipeline.tracking.stage import track_stage
-from pipeline.training.checkpoint import FOLDER, LAST, load_checkpoint, load_method
+from pipeline.training.checkpoint import FOLDER, LAST, load_checkpoint, load_method, record_for
 from pipeline.training.compilation import check_compiler, compile_for_inference
 from pipeline.training.heap import keep_freed_memory
 from pipeline.training.precision import autocast, device_for, resolve_precision, round_weights
@@ -61,7 +62,7 @@ def run(config: Config) -> None:
     """
     assert config.checkpoint is not None and config.output is not None
     data = load_checkpoint(config.checkpoint)
-    record = data["cinevox"]
+    data["cinevox"] = record = record_for(data["cinevox"], config.source_modality, config.target_modality)
     output = config.output
     store = open_shards(config) if is_shards(config) else None
     cases = source_cases(store, record, config)
@@ -80,6 +81,8 @@ def run(config: Config) -> None:
         "cases": [case.case_id for case in cases],
         "input": store.index.config_hash if store else _content(cases),
     }
+    if config.source_modality or config.target_modality:
+        settings["pair"] = [record["source"], record["target"]]
     working = bool(config.part) and config.part != JOIN
     claim = claim_output(output, "translate", settings, wait=working)
     if claim.finished:

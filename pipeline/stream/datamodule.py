@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -9,11 +10,18 @@ import pytorch_lightning as pl
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.progress import say
-from pipeline.records import ShardIndex
+from pipeline.records import ShardCase, ShardIndex
 from pipeline.settings import Config
 from pipeline.stream.loader import ClipLoader
 from pipeline.stream.remote import RemoteStore
-from pipeline.stream.sampler import ClipSequence, clip_sequence, micro_batch, unpaired_targets
+from pipeline.stream.sampler import (
+    ClipSequence,
+    Pair,
+    clip_sequence,
+    micro_batch,
+    pair_sequence,
+    unpaired_targets,
+)
 from pipeline.stream.shard_order import StreamedSequence, split_among, streamed_sequence
 from pipeline.stream.store import SliceStore
 from pipeline.stream.streaming import StreamedClipLoader
@@ -62,6 +70,45 @@ def as_planned(config: Config, index: ShardIndex) -> Config:
     return config.model_copy(update={"stream": planned})
 
 
+def as_encoded(config: Config, index: ShardIndex) -> Config:
+    """Return the configuration with the windows and the outside of those slices that latents were made from."""
+    if index.latents is None:
+        return config
+    prepared = {"window": index.latents.window, "outside_mask": index.latents.outside_mask}
+    return config.model_copy(update={"stream": config.stream.model_copy(update=prepared)})
+
+
+def trained_pairs(cases: Sequence[ShardCase], pairing: str, wanted: Sequence[str]) -> dict[Pair, dict[str, int]]:
+    """Return the pairs of modalities that cases can teach, each with its cases and their slices.
+
+    Args:
+        cases: Of the training.
+        pairing: ``modalities``: each modality and itself; ``every_pair``: all that any case has both of.
+        wanted: Pairs as 'SOURCE:TARGET' that are to be among them; empty: all.
+
+    Raises:
+        ConfigError: A wanted pair that no case has.
+        DataError: No pair at all.
+    """
+    itself = pairing == "modalities"
+    found: dict[Pair, dict[str, int]] = {}
+    for case in cases:
+        for source in case.modalities:
+            for target in case.modalities:
+                if (source == target) == itself:
+                    found.setdefault((source, target), {})[case.case_id] = case.slices
+    named = {":".join(pair): pair for pair in sorted(found)}
+    for name in wanted:
+        if name not in named:
+            raise ConfigError("No training case has this pair of modalities", value=name, allowed=", ".join(named))
+    if not found:
+        raise DataError(
+            "No training case has two modalities" if cases else "The shards hold no training case",
+            remedy="Change cohort.split and run again from there",
+        )
+    return {named[name]: found[named[name]] for name in (wanted or named)}
+
+
 class ClipDataModule(pl.LightningDataModule):
     """Hands out one epoch's loader at a time (``reload_dataloaders_every_n_epochs=1``), from the position on."""
 
@@ -76,21 +123,32 @@ class ClipDataModule(pl.LightningDataModule):
         self.store, self.config, self.position = store, config, Position()
         self.loader: ClipLoader | None = None
         self.budget_share = 0.0
-        for modality in (config.source, config.target):
-            if modality not in store.index.modalities:
-                raise ConfigError(
-                    f"The shards hold no modality '{modality}'", allowed=", ".join(store.index.modalities)
-                )
-            if store.index.modalities[modality].unit == "HU" and modality not in config.stream.window:
-                raise ConfigError(f"stream.window has no window for '{modality}', which is in HU")
-        self.slices, self.target_slices = self._films(config.source), self._films(config.target)
-        if config.stream.pairing == "paired" and (lacking := sorted(self.slices.keys() ^ self.target_slices.keys())):
-            raise DataError(
-                f"{len(lacking)} of the training cases have only one of '{config.source}' and '{config.target}': "
-                + ", ".join(lacking[:10]),
-                remedy="Leave them out with cohort.exclude, or set stream.pairing=unpaired",
+        if store.index.latents and any(config.stream.augment.model_dump().values()):
+            raise ConfigError(
+                "Latents were encoded once and cannot be augmented",
+                value=", ".join(name for name, much in config.stream.augment.model_dump().items() if much),
+                remedy="Set stream=latents, or train from the slices themselves",
             )
-        longest = min(max(self.slices.values()), max(self.target_slices.values()))
+        self.pairs: dict[Pair, dict[str, int]] = {}  # of pairings with many of them: slices per case
+        if config.stream.pairing in ("paired", "unpaired"):
+            wanted: tuple[str, ...] = (config.source, config.target)
+            self._check_modalities(wanted)
+            self.slices, self.target_slices = self._films(config.source), self._films(config.target)
+            lacking = sorted(self.slices.keys() ^ self.target_slices.keys())
+            if config.stream.pairing == "paired" and lacking:
+                raise DataError(
+                    f"{len(lacking)} of the training cases have only one of '{config.source}' and '{config.target}': "
+                    + ", ".join(lacking[:10]),
+                    remedy="Leave them out with cohort.exclude, or set stream.pairing=unpaired",
+                )
+            longest = min(max(self.slices.values()), max(self.target_slices.values()))
+        else:
+            training = store.index.select("train", config.fold)
+            self.pairs = trained_pairs(training, config.stream.pairing, config.stream.pairs)
+            self._check_modalities(sorted({modality for pair in self.pairs for modality in pair}))
+            self.slices = {case_id: count for cases in self.pairs.values() for case_id, count in cases.items()}
+            self.target_slices = self.slices
+            longest = min(max(cases.values()) for cases in self.pairs.values())
         if config.stream.clip_length > longest:
             raise ConfigError(
                 "stream.clip_length is longer than every training film",
@@ -100,15 +158,24 @@ class ClipDataModule(pl.LightningDataModule):
         self._longest = longest
         self._told: tuple[str, ...] = ()
         self._split_told = False
-        if isinstance(store, RemoteStore) and config.stream.pairing == "unpaired":
+        if isinstance(store, RemoteStore) and config.stream.pairing != "paired":
             raise ConfigError(
-                "Unpaired targets are read at random, and shards on a server are read in order",
-                value="stream.pairing=unpaired",
+                "Unpaired targets and many pairs are read at random, and shards on a server are read in order",
+                value=f"stream.pairing={config.stream.pairing}",
+                allowed="paired",
                 remedy="Copy the shards to a disk",
             )
         stages = config.stream.clip_growth
         for length in sorted({self._clip_length(stage / stages) for stage in range(stages)}):
             self._sequence(0, length)  # an epoch that would be empty is found now, not hours later
+
+    def _check_modalities(self, wanted: Sequence[str]) -> None:
+        held = self.store.index.modalities
+        for modality in wanted:
+            if modality not in held:
+                raise ConfigError(f"The shards hold no modality '{modality}'", allowed=", ".join(held))
+            if held[modality].unit == "HU" and modality not in self.config.stream.window:
+                raise ConfigError(f"stream.window has no window for '{modality}', which is in HU")
 
     def train_dataloader(self) -> ClipLoader:
         """Return the loader for what is left of the current epoch.
@@ -186,7 +253,7 @@ class ClipDataModule(pl.LightningDataModule):
                 self.slices, shards, streams=self._streams(), buffer=buffer, **how
             )
         else:
-            sequence = clip_sequence(self.slices, **how)
+            sequence = pair_sequence(self.pairs, **how) if self.pairs else clip_sequence(self.slices, **how)
         if not len(sequence):
             raise ConfigError(
                 f"An epoch of clips of {clip_length} slices has fewer of them than stream.global_batch",
@@ -219,7 +286,7 @@ class ClipDataModule(pl.LightningDataModule):
         return self.position.streams
 
     def _targets(self, sequence: ClipSequence) -> ClipSequence | None:
-        if self.config.stream.pairing == "paired":
+        if self.config.stream.pairing != "unpaired":
             return None
         stride = self.config.stream.clip_stride
         return unpaired_targets(self.target_slices, sequence, seed=self.config.seed, stride=stride)

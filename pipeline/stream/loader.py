@@ -27,12 +27,18 @@ from pipeline.stream_settings import StreamSettings
 
 @dataclass(frozen=True)
 class _Read:
-    """What a sample takes from one case: ``frames`` says which modality becomes 'source' or 'target'."""
+    """What a sample takes from one case: which of 'source' and 'target', and of which modality where all have one."""
 
     sequence: ClipSequence
     frames: dict[str, str]
     mask: str  # its name in the batch
     stream: str  # of its augmentation's draws
+
+    def modalities(self, index: int) -> dict[str, str]:
+        """Return the modality of each name of a sample."""
+        if not self.sequence.pairs:
+            return self.frames
+        return dict(zip(("source", "target"), self.sequence.pairs[index], strict=True))
 
 
 @dataclass
@@ -134,14 +140,33 @@ class ClipLoader:
 
     def _read_case(self, read: _Read, slot: _Slot, b: int, index: int) -> None:
         case_id, start = read.sequence.case_ids[index], int(read.sequence.starts[index])
-        stored = {modality: slot.stored[name][b] for name, modality in read.frames.items()}
+        names = read.modalities(index)
+        stored = {modality: slot.stored[name][b] for name, modality in names.items()}
         stored[MASK] = slot.stored[read.mask][b]
         self._stored(case_id, start, index, stored)
-        frames = {modality: slot.frames[name][b] for name, modality in read.frames.items()}
+        frames = {modality: slot.frames[name][b] for name, modality in names.items()}
         mask = slot.frames[read.mask][b]
-        for modality, out in frames.items():
-            physical_frames(self.store, case_id, modality, self.settings, stored[modality], out)
         mask[...] = stored[MASK]
+        if latents := self.store.index.latents:
+            scales = self.store.cases[case_id].scale
+            for modality, out in frames.items():
+                np.multiply(stored[modality], np.float32(scales[modality] / latents.std), out=out)
+        else:
+            for modality, out in frames.items():
+                physical_frames(self.store, case_id, modality, self.settings, stored[modality], out)
+            self._prepare(read, names, frames, mask, index)
+        if len(frames) < len(names):  # one modality is both
+            slot.frames["source"][b][...] = slot.frames["target"][b]
+
+    def _prepare(
+        self,
+        read: _Read,
+        names: dict[str, str],
+        frames: dict[str, NDArray[np.float32]],
+        mask: NDArray[np.float32],
+        index: int,
+    ) -> None:
+        """Augment the frames and the mask of a sample, and set what lies outside the mask."""
         if self.augment:
             size = self.store.index.size
             draw = Augmentation(self.settings.augment, size, self.seed, read.sequence.epoch, index, read.stream)
@@ -150,7 +175,11 @@ class ClipLoader:
                 draw.move(out)
                 if self.store.index.modalities[modality].unit != "HU" and self.settings.augment.intensity:
                     draw.intensify(out)
-                if modality == self.source and draw.faults and self.store.index.modalities[modality].unit == "HU":
+                if (
+                    modality == names.get("source")
+                    and draw.faults
+                    and self.store.index.modalities[modality].unit == "HU"
+                ):
                     draw.distort(out, mask, window_for(modality, self.settings.window, {}))
         if self.settings.outside_mask == "lowest":
             for k, outside in enumerate((mask == 0).view(np.uint8)):
@@ -165,14 +194,28 @@ class ClipLoader:
         indices = self._indices(step)
         unpaired = _names(self.targets, indices, "target_") if self.targets else {}
         return {
-            **{name: torch.from_numpy(array).unsqueeze(2) for name, array in slot.frames.items()},
+            **{name: self._channels(name, torch.from_numpy(array)) for name, array in slot.frames.items()},
+            "latent": self.store.index.latents is not None,
             **_names(self.sequence, indices),
             **unpaired,
             "sample_index": torch.from_numpy(indices),
             "spacing_mm": self.store.index.spacing_mm,
-            "source_modality": self.source,
-            "target_modality": self.target,
+            **self._modalities(indices),
         }
+
+    def _channels(self, name: str, film: torch.Tensor) -> torch.Tensor:
+        """Return (batch, frames, rows, columns) with channels: one, or a latent's, which lie one below another."""
+        if (latents := self.store.index.latents) is None:
+            return film.unsqueeze(2)
+        film = film.unflatten(2, (latents.channels, latents.size[0]))
+        return film[:, :, :1] if name.endswith("mask") else film
+
+    def _modalities(self, indices: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the names of source and target: of the whole batch, or a list of each clip's own."""
+        if not self.sequence.pairs:
+            return {"source_modality": self.source, "target_modality": self.target}
+        sources, targets = zip(*(self.sequence.pairs[index] for index in indices), strict=True)
+        return {"source_modality": list(sources), "target_modality": list(targets)}
 
 
 def _names(sequence: ClipSequence, indices: NDArray[np.int64], prefix: str = "") -> dict[str, Any]:

@@ -27,7 +27,7 @@ def open_shards(config: Config) -> SliceStore:
     """Open the shards that a command reads: a folder's, or those at an address."""
     if config.shards_url:
         return RemoteStore(config.shards_url, config.stream.remote)
-    return SliceStore(config.input[0])
+    return SliceStore(*config.input)
 
 
 class RemoteStore(SliceStore):
@@ -40,9 +40,9 @@ class RemoteStore(SliceStore):
             ArtifactError: No index at the address, or one that contradicts itself.
             ConfigError: Shards that are no tar files, or larger than the cache.
         """
-        self.folder = Path()  # none
+        self.folders = []
         self.settings, self._remote = settings, RemoteFolder(url, settings)
-        self._take(self._remote.index())
+        self._take([self._remote.index()])
         other = next((shard.file for shard in self.index.shards if not shard.file.endswith(".tar")), None)
         if other is not None:
             raise ConfigError(

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 
+Pair = tuple[str, str]  # source and target modality
+
 
 def random_for(seed: int, *key: int | str) -> np.random.Generator:
     """Return a generator that depends on nothing but its arguments."""
@@ -33,6 +35,7 @@ class ClipSequence:
         epoch: The epoch that this is the order of.
         dropped: Samples below one global batch that this epoch leaves out.
         short_cases: Cases with fewer slices than a clip has frames: they are skipped and counted.
+        pairs: Source and target modality per sample; empty where all samples have the same.
     """
 
     case_ids: tuple[str, ...]
@@ -41,6 +44,7 @@ class ClipSequence:
     epoch: int
     dropped: int
     short_cases: tuple[str, ...]
+    pairs: tuple[Pair, ...] = ()
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -94,11 +98,64 @@ def unpaired_targets(
         stream: Names independent sequences.
     """
     names, starts, short = clips(slices, sequence.clip_length, stride)
-    rounds = -(-len(sequence) // len(starts)) if len(starts) else 0
-    key = (seed, stream, sequence.epoch, sequence.clip_length)
-    orders = [random_for(*key, turn).permutation(len(starts)) for turn in range(rounds)]
-    order = np.concatenate(orders)[: len(sequence)] if orders else np.zeros(0, np.int64)
+    order = _endless(len(starts), len(sequence), seed, stream, sequence.epoch, sequence.clip_length)
     return ClipSequence(tuple(names[i] for i in order), starts[order], sequence.clip_length, sequence.epoch, 0, short)
+
+
+def pair_sequence(
+    slices: Mapping[Pair, Mapping[str, int]],
+    *,
+    seed: int,
+    epoch: int,
+    clip_length: int,
+    global_batch: int,
+    stride: int = 1,
+    limit: int = 0,
+    stream: str = "train",
+) -> ClipSequence:
+    """Return an epoch in which every pair of modalities comes equally often, whatever the cases hold.
+
+    Samples come in rounds, each of them a permutation of all pairs. A pair takes its clips from permutations of its
+    own, as an unpaired target does. An epoch has as many samples as the pairs have clips together.
+
+    Args:
+        slices: Per pair, slices per case that has both modalities.
+        seed: Of the run.
+        epoch: Counts from 0.
+        clip_length: Frames per clip.
+        global_batch: Samples per optimiser step over all ranks.
+        stride: Between neighbouring starts.
+        limit: Clips per epoch; 0 for all.
+        stream: Names independent sequences.
+    """
+    found = {pair: clips(slices[pair], clip_length, stride) for pair in sorted(slices)}
+    short = tuple(sorted({case_id for _, _, skipped in found.values() for case_id in skipped}))
+    found = {pair: clips for pair, clips in found.items() if len(clips[1])}
+    count = sum(len(starts) for _, starts, _ in found.values())
+    count = min(count, limit) if limit else count
+    whole = count // global_batch * global_batch
+    pairs, key = list(found), (epoch, clip_length)
+    rounds = -(-whole // len(pairs)) if pairs else 0
+    turns = [random_for(seed, stream, "pairs", *key, turn).permutation(len(pairs)) for turn in range(rounds)]
+    drawn = {pair: _endless(len(starts), rounds, seed, stream, *pair, *key) for pair, (_, starts, _) in found.items()}
+    samples = [(pairs[place], int(drawn[pairs[place]][turn])) for turn, order in enumerate(turns) for place in order]
+    samples = samples[:whole]
+    return ClipSequence(
+        tuple(found[pair][0][clip] for pair, clip in samples),
+        np.array([found[pair][1][clip] for pair, clip in samples], np.int64),
+        clip_length,
+        epoch,
+        count - whole,
+        short,
+        tuple(pair for pair, _ in samples),
+    )
+
+
+def _endless(count: int, wanted: int, seed: int, *key: int | str) -> NDArray[np.int64]:
+    """Return so many numbers below ``count``, none a second time before each has come once."""
+    rounds = -(-wanted // count) if count else 0
+    orders = [random_for(seed, *key, turn).permutation(count) for turn in range(rounds)]
+    return np.concatenate(orders)[:wanted] if orders else np.zeros(0, np.int64)
 
 
 def clips(

@@ -39,7 +39,7 @@ class ShardStream:
 class StreamedSequence(ClipSequence):
     """All clips of an epoch as samples, and the streams that they come from."""
 
-    streams: tuple[ShardStream, ...]
+    streams: tuple[ShardStream, ...] = ()
 
 
 def shuffled(count: int, buffer: int, random: np.random.Generator) -> NDArray[np.int64]:
@@ -133,7 +133,7 @@ def streamed_sequence(
         firsts[sample] = own[1][leaving]
         found.append(ShardStream(tuple(hand), *own, samples))
     dropped = len(names) - total
-    return StreamedSequence(tuple(case_ids.tolist()), firsts, clip_length, epoch, dropped, short, tuple(found))
+    return StreamedSequence(tuple(case_ids.tolist()), firsts, clip_length, epoch, dropped, short, streams=tuple(found))
 
 
 def _deal(shards: Sequence[int], counts: Mapping[int, int], streams: int) -> list[list[int]]:

@@ -16,6 +16,7 @@ from pipeline.locks import lock
 from pipeline.records import ShardCase, ShardFile, ShardIndex
 from pipeline.stream import tar, zarr
 from pipeline.stream.codec import MASK
+from pipeline.stream.pool import pooled
 from pipeline.stream.shard import Film, parts
 
 _SLICES_AT_ONCE = 64  # a whole film in one read would be in memory twice
@@ -77,37 +78,40 @@ def _allow_open_files(count: int) -> None:
 
 
 class SliceStore:
-    """Random access to the films in a shard folder; safe to use from several threads."""
+    """Random access to the films in shard folders; safe to use from several threads."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open every shard and check it against the index.
+    def __init__(self, *folders: Path) -> None:
+        """Open every shard of one folder, or of several as one, and check it against its index.
 
         Raises:
-            ArtifactError: No index, or a shard that does not match it.
+            ArtifactError: No index, a shard that does not match it, or folders that do not go together.
         """
-        if not (folder / ShardIndex.FILE).is_file():
-            raise ArtifactError(
-                f"No finished shards at '{folder}' (no {ShardIndex.FILE})", remedy="Run 'cinevox preprocess' first"
-            )
-        self.folder = folder.absolute()  # found also after a change of the working directory
-        self._take(ShardIndex.load(folder))
+        for folder in folders:
+            if not (folder / ShardIndex.FILE).is_file():
+                raise ArtifactError(
+                    f"No finished shards at '{folder}' (no {ShardIndex.FILE})", remedy="Run 'cinevox preprocess' first"
+                )
+        self.folders = [folder.absolute() for folder in folders]  # found also after a change of the working directory
+        self._take([ShardIndex.load(folder) for folder in folders])
         slices = {case.case_id: case.slices for case in self.index.cases}
         _allow_open_files(len(self.index.shards))
         self._shards: list[Shard] = []
         try:
-            for record in self.index.shards:
-                self._shards.append(self._open(record, slices))
+            for folder, index in zip(self.folders, self.indices, strict=True):
+                for record in index.shards:
+                    self._shards.append(self._open(folder, index, record, slices))
         except ArtifactError:
             self.close()  # those before the one that is not sound
             raise
 
-    def _take(self, index: ShardIndex) -> None:
-        """Note what the index says.
+    def _take(self, indices: list[ShardIndex]) -> None:
+        """Note what the indices say.
 
         Raises:
             ArtifactError: Its cases and its shards contradict one another.
         """
-        self.index = index
+        self.indices, self.index = indices, pooled(indices)
+        index = self.index
         self.cases: dict[str, ShardCase] = {case.case_id: case for case in index.cases}
         shared = {names: parts(names) for names in {case.modalities for case in index.cases}}
         self.parts = {case.case_id: shared[case.modalities] for case in index.cases}
@@ -117,13 +121,25 @@ class SliceStore:
             for case in index.cases
         )
         if misplaced or sorted(listed) != sorted(case.case_id for case in index.cases):
-            raise ArtifactError("The index lists cases that its shards do not hold", value=self.folder)
+            raise ArtifactError("The index lists cases that its shards do not hold", remedy="Copy it again")
 
-    def _open(self, record: ShardFile, slices: dict[str, int]) -> Shard:
+    def _open(self, folder: Path, index: ShardIndex, record: ShardFile, slices: dict[str, int]) -> Shard:
         if record.file.endswith(".tar"):
-            return tar.TarShard(self.folder, record, slices, self.parts)
-        how: dict[str, Any] = {"codec": self.index.codec, "size": self.index.size}
-        return zarr.ZarrShard(self.folder, record, slices, self.parts, **how)
+            return tar.TarShard(folder, record, slices, self.parts)
+        how: dict[str, Any] = {"codec": index.codec, "size": index.size}
+        return zarr.ZarrShard(folder, record, slices, self.parts, **how)
+
+    def spacing_mm(self, modality: str) -> tuple[float, float, float]:
+        """Return the spacing (slice, row, column) of a modality's films: one in each folder."""
+        return next(index.spacing_mm for index in self.indices if modality in index.modalities)
+
+    @property
+    def slice_folders(self) -> list[Path]:
+        """Return the folders of slices: these, or those that latents were made from."""
+        return [
+            Path(index.latents.folder) if index.latents else folder
+            for folder, index in zip(self.folders, self.indices, strict=True)
+        ]
 
     def read(self, case_id: str, start: int, count: int, out: dict[str, NDArray]) -> None:
         """Read slices into ``out[modality]`` (int16) and ``out['mask']`` (uint8), each (count, rows, columns).
@@ -158,9 +174,10 @@ class SliceStore:
         Raises:
             ArtifactError: Naming the first shard that differs.
         """
-        for record in self.index.shards:
-            for path in _altered(self.folder, record):
-                raise ArtifactError(f"Shard file '{path}' does not match its SHA-256", remedy="Copy it again")
+        for folder, index in zip(self.folders, self.indices, strict=True):
+            for record in index.shards:
+                for path in _altered(folder, record):
+                    raise ArtifactError(f"Shard file '{path}' does not match its SHA-256", remedy="Copy it again")
 
     def close(self) -> None:
         """Close all shards."""

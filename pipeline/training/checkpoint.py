@@ -22,10 +22,11 @@ from torch import nn
 from pipeline import __version__
 from pipeline.artifacts import atomic_path, write_json
 from pipeline.config import build, public
-from pipeline.errors import CheckpointError, TrainingError
+from pipeline.errors import CheckpointError, ConfigError, TrainingError
 from pipeline.progress import say
-from pipeline.records import ShardIndex
 from pipeline.settings import Config
+from pipeline.stream.sampler import Pair
+from pipeline.stream.store import SliceStore
 from pipeline.training.arithmetic import arithmetic
 from pipeline.training.budget import Budget
 
@@ -39,8 +40,16 @@ PROGRESS = "progress.json"  # of last.ckpt, for those who only want to know how 
 _COPIES = 4  # last, previous, best, and the one that is being written
 
 
-def describe(config: Config, index: ShardIndex) -> dict[str, Any]:
-    """Return what a checkpoint says of itself: method, settings, and the preprocessing that its inputs had."""
+def describe(config: Config, store: SliceStore, pairs: Sequence[Pair], shards: str) -> dict[str, Any]:
+    """Return what a checkpoint says of itself: method, settings, and the preprocessing that its inputs had.
+
+    Args:
+        config: Of the training.
+        store: The slices that it translates: those that it is trained on, or those that its latents were made from.
+        pairs: Source and target modality, of all that it is trained on.
+        shards: Hash of what it is trained on.
+    """
+    index = store.index
     return {
         "schema": SCHEMA,
         "cinevox": __version__,
@@ -48,18 +57,40 @@ def describe(config: Config, index: ShardIndex) -> dict[str, Any]:
         "label": config.label or config.model.name,
         "source": config.source,
         "target": config.target,
+        "pairs": [list(pair) for pair in pairs],
         "config": public(config),
         "preprocessing": {
             "axes": index.axes,
             "spacing_mm": list(index.spacing_mm),
+            "spacings_mm": {name: list(store.spacing_mm(name)) for name in index.modalities},
             "size": list(index.size),
             "body_threshold_hu": config.preprocess.body_threshold_hu,
             "modalities": {name: item.model_dump() for name, item in index.modalities.items()},
             "window": {name: list(window) for name, window in config.stream.window.items()},
             "outside_mask": config.stream.outside_mask,
         },
-        "shards": index.config_hash,
+        "shards": shards,
     }
+
+
+def record_for(record: dict[str, Any], source: str, target: str) -> dict[str, Any]:
+    """Return a checkpoint's record as that of a run from ``source`` to ``target``; '' is the run's own.
+
+    Raises:
+        ConfigError: The run was not trained on this pair.
+    """
+    pair = (source or record["source"], target or record["target"])
+    trained = sorted(tuple(known) for known in record.get("pairs", [[record["source"], record["target"]]]))
+    if (source or target) and pair not in trained:
+        raise ConfigError(
+            "The run was not trained to translate this pair of modalities",
+            value=":".join(pair),
+            allowed=", ".join(map(":".join, trained)),
+            remedy="Set source_modality and target_modality to one of these",
+        )
+    preparation = record["preprocessing"]
+    spacing = preparation.get("spacings_mm", {}).get(pair[0], preparation["spacing_mm"])
+    return {**record, "source": pair[0], "target": pair[1], "preprocessing": {**preparation, "spacing_mm": spacing}}
 
 
 def checkpoint_bytes(method: nn.Module) -> int:

@@ -38,7 +38,7 @@ def measure(name: str) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "models")]
     from miniatures import MINIATURE
 
     values = {name: measure(name) for name in MINIATURE if name != "identity"}

@@ -178,6 +178,7 @@ class FakeTrainer:
 
 DIVISIONS = [(ranks, accumulate) for ranks in (1, 2, 4) for accumulate in (1, 2)]
 GROWING = ("stream.clip_length=2", "stream.clip_growth=2", "stream.global_batch=8", "stream.clips_per_epoch=21")
+PAIRINGS = ["paired", "unpaired", "every_pair", "modalities"]
 PLAIN_STREAM = ("stream.threads=1", "stream.prefetch=1")
 
 
@@ -205,6 +206,8 @@ def walk(modules, steps):
                 samples = [batch["sample_index"].tolist(), batch["case_id"], batch["slice_index"].tolist()]
                 if "target_case_id" in batch:
                     samples += [batch["target_case_id"], batch["target_slice_index"].tolist()]
+                if isinstance(batch["source_modality"], list):
+                    samples += [batch["source_modality"], batch["target_modality"]]
                 seen += [(epoch, *sample) for sample in zip(*samples, strict=True)]
             for data in modules:
                 data.advance()
@@ -214,7 +217,7 @@ def walk(modules, steps):
     return seen
 
 
-@pytest.mark.parametrize("pairing", ["paired", "unpaired"])
+@pytest.mark.parametrize("pairing", PAIRINGS)
 def test_the_sequence_of_samples_is_the_same_whatever_the_ranks_and_the_accumulation(long_store, pairing):
     orders = [walk(every_rank(long_store, *division, pairing=pairing), 5) for division in DIVISIONS]
     assert len(orders[0]) == 40
@@ -222,9 +225,7 @@ def test_the_sequence_of_samples_is_the_same_whatever_the_ranks_and_the_accumula
     assert [sample[1] for sample in orders[0]] == [*range(16), *range(16), *range(8)]
 
 
-@given(
-    st.sampled_from(DIVISIONS), st.sampled_from(DIVISIONS), st.integers(0, 4), st.sampled_from(["paired", "unpaired"])
-)
+@given(st.sampled_from(DIVISIONS), st.sampled_from(DIVISIONS), st.integers(0, 4), st.sampled_from(PAIRINGS))
 @settings(max_examples=25, deadline=None)
 def test_a_run_goes_on_exactly_on_another_number_of_ranks(long_store, before, after, stop, pairing):
     whole = walk(every_rank(long_store, 1, 1, pairing=pairing), 5)
@@ -275,3 +276,64 @@ def test_clip_lengths_that_are_auto_are_the_planned_ones_and_what_is_set_wins(st
 def test_auto_without_a_plan_says_what_to_set(store):
     with pytest.raises(ConfigError, match="have no plan"):
         as_planned(configuration("stream.clip_length=auto"), store.index)
+
+
+@pytest.fixture(scope="module")
+def mixed_store(tmp_path_factory):
+    """Cases with three modalities, two and one."""
+    films = [
+        film("a", 9, modalities=("ct", "t1n", "t2w")),
+        film("b", 6, modalities=("t1n", "t2w")),
+        film("c", 8, modalities=("ct",)),
+    ]
+    units = {"t1n": "a.u.", "t2w": "a.u."}
+    with SliceStore(write_shards(tmp_path_factory.mktemp("mixed"), films, units=units)) as opened:
+        yield opened
+
+
+def test_every_pair_is_learnt_from_the_cases_that_have_it(mixed_store):
+    data = module(mixed_store, *SHORT, "stream.pairing=every_pair")
+    names = ["ct:t1n", "ct:t2w", "t1n:ct", "t1n:t2w", "t2w:ct", "t2w:t1n"]
+    assert [":".join(pair) for pair in data.pairs] == names
+    assert data.pairs["t1n", "t2w"] == {"a": 9, "b": 6} and data.pairs["ct", "t2w"] == {"a": 9}
+    for batch in data.train_dataloader():
+        for case_id, source, target in zip(*(batch[k] for k in KEYS), strict=True):
+            assert case_id in data.pairs[source, target]
+
+
+KEYS = ("case_id", "source_modality", "target_modality")
+
+
+def test_frames_are_those_of_the_pair_that_is_named(mixed_store):
+    data = module(mixed_store, *SHORT, "stream.pairing=every_pair", "stream.outside_mask=keep", *STILL)
+    for batch in data.train_dataloader():
+        for place, source in enumerate(batch["source_modality"]):
+            first = int(batch["slice_index"][place, 0])
+            stored = mixed_store.film(batch["case_id"][place], source)[source][first : first + 3]
+            low, high = (0.0, 1000.0) if source != "ct" else (-1024.0, 2048.0)
+            expected = ((stored.astype("float64") - low) / (high - low) * 2 - 1).clip(-1, 1)
+            assert abs(batch["source"][place, :, 0].numpy() - expected).max() < 1e-5
+
+
+STILL = [f"stream.augment.{name}=0" for name in ("flip", "rotate_degrees", "scale", "shift_pixels", "intensity")]
+
+
+def test_modalities_are_their_own_targets_also_when_augmented(mixed_store):
+    data = module(mixed_store, *SHORT, "stream.pairing=modalities")
+    seen = set()
+    for batch in data.train_dataloader():
+        assert batch["source_modality"] == batch["target_modality"]
+        assert torch.equal(batch["source"], batch["target"])
+        seen |= set(batch["source_modality"])
+    assert seen == {"ct", "t1n", "t2w"}
+
+
+def test_pairs_that_no_case_has_are_refused_with_those_that_there_are(mixed_store, store):
+    with pytest.raises(ConfigError, match=r"Found: cbct:ct\. Allowed: ct:t1n, ct:t2w, t1n:ct"):
+        module(mixed_store, *SHORT, "stream.pairing=every_pair", "stream.pairs=['cbct:ct']")
+    data = module(mixed_store, *SHORT, "stream.pairing=every_pair", "stream.pairs=['t2w:ct']")
+    assert list(data.pairs) == [("t2w", "ct")]
+    with pytest.raises(ConfigError, match="one modality twice"):
+        configuration("stream.pairing=every_pair", "stream.pairs=['ct:ct']")
+    with pytest.raises(ConfigError, match="goes with"):
+        configuration("stream.pairs=['ct:cbct']")

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.stream.sampler import clip_sequence, micro_batch, random_for, rank_share, unpaired_targets
+from pipeline.stream.sampler import clip_sequence, micro_batch, pair_sequence, random_for, rank_share, unpaired_targets
 
 FILMS = {"c": 7, "a": 12, "b": 3}
+FROZEN_PAIRS = [(("b", "a"), ("x", 0)), (("a", "b"), ("x", 0)), (("b", "a"), ("x", 0))]
 OPTIONS = {"seed": 3, "epoch": 0, "clip_length": 4, "global_batch": 1}
 films = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.integers(1, 20), max_size=6)
 
@@ -105,6 +106,30 @@ def test_unpaired_targets_have_an_order_of_their_own_in_every_epoch():
 def test_the_order_of_unpaired_targets_is_frozen():
     sequence = clip_sequence({"a": 7}, **OPTIONS)
     assert samples(unpaired_targets({"b": 6}, sequence, seed=3)) == [("b", 1), ("b", 0), ("b", 2), ("b", 2)]
+
+
+@given(st.dictionaries(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), films), st.integers(1, 4))
+def test_every_pair_of_modalities_comes_equally_often_and_its_clips_too(slices, batch):
+    options = {"seed": 1, "epoch": 2, "clip_length": 3, "global_batch": batch}
+    sequence = pair_sequence(slices, **options)
+    clips = {pair: samples(clip_sequence(cases, **{**options, "global_batch": 1})) for pair, cases in slices.items()}
+    clips = {pair: found for pair, found in clips.items() if found}
+    assert len(sequence) + sequence.dropped == sum(map(len, clips.values()))
+    assert len(sequence) % batch == 0 and sequence.dropped < batch
+    seen = Counter(sequence.pairs)
+    assert max(seen.values(), default=0) - min((seen[pair] for pair in clips), default=0) <= 1
+    for pair, found in clips.items():
+        own = Counter(s for s, p in zip(samples(sequence), sequence.pairs, strict=True) if p == pair)
+        assert set(own) <= set(found)
+        assert max(own.values(), default=0) - min((own[clip] for clip in found), default=0) <= 1
+
+
+def test_the_order_of_pairs_is_frozen():
+    slices = {("a", "b"): {"x": 4}, ("b", "a"): {"x": 3}}
+    sequence = pair_sequence(slices, **{**OPTIONS, "clip_length": 3})
+    assert list(zip(sequence.pairs, samples(sequence), strict=True)) == FROZEN_PAIRS
+    assert len(pair_sequence(slices, **{**OPTIONS, "clip_length": 3}, limit=2)) == 2
+    assert pair_sequence({("a", "b"): {"x": 2}}, **OPTIONS).short_cases == ("x",)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
