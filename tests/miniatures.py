@@ -25,7 +25,10 @@ _TRANSFORMER = [
 ]
 
 # Methods that begin with the weights of another one: the argument that takes its checkpoint, and that method.
-EARLIER: dict[str, tuple[str, str]] = {"latent_translator": ("autoencoder_checkpoint", "latent_autoencoder")}
+EARLIER: dict[str, tuple[str, str]] = {
+    "latent_translator": ("autoencoder_checkpoint", "latent_autoencoder"),
+    "latent_decoder": ("translator_checkpoint", "latent_translator"),
+}
 
 MINIATURE: dict[str, list[str]] = {
     "cyclegan": [
@@ -37,6 +40,12 @@ MINIATURE: dict[str, list[str]] = {
     ],
     "identity": [],
     "latent_autoencoder": [*_AUTOENCODER, "model.module.discriminator.width=4", "model.module.gan_start=0"],
+    "latent_decoder": [
+        *_AUTOENCODER,
+        *_TRANSFORMER,
+        "model.module.discriminator.width=4",
+        "model.module.gan_start=0",
+    ],
     "latent_translator": [*_AUTOENCODER, *_TRANSFORMER],
     "pix2pix": [
         "model.module.generator.width=4",

@@ -6,7 +6,6 @@ docs/explanation/latent-mapping.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,17 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.errors import ArtifactError, ConfigError, nearest
-from pipeline.models.latents import decode_slices, encode_slices, encoder_hash, fill, map_latents, per_clip, windows
+from pipeline.models.latents import (
+    check_channels,
+    encoder_hash,
+    fill,
+    hash_of_encoder,
+    latents_of,
+    pairs_of,
+    refuse_another,
+    translate_film,
+    windows,
+)
 from pipeline.models.translator import Batch, Translator, Update, total_loss, warm_cosine
 from pipeline.networks.kl_autoencoder import KLAutoencoder
 from pipeline.networks.latent_transformer import LatentTransformer
@@ -78,18 +87,40 @@ class LatentTranslator(Translator):
         self.warm_up, self.max_norm = warm_up, max_norm
         self.register_buffer("latent_std", torch.ones(()))
         self._scale_given = False
+        self._encoder = ""  # hash of the one that made the training's latents; empty: it learns from pixels
         self.start_ema(transformer, ema_decay)
 
     def set_latent_scale(self, value: float) -> None:
         """Divide latents by this standard deviation, for instance that of shards of latents.
 
         Raises:
-            ConfigError: Not above 0, or another one than this training has had so far.
+            ConfigError: Not above 0.
         """
         if not 0 < value < float("inf"):
             raise ConfigError("The latents' standard deviation is impossible", value=value, allowed="above 0")
         self.latent_std.fill_(value)
         self._scale_given = True
+
+    def learn_from_latents(self, std: float, encoder: str) -> None:
+        """Take batches of latents that were divided by ``std``; see ``Translator``.
+
+        Raises:
+            ArtifactError: The autoencoder of stage 1 did not make them.
+        """
+        self.set_latent_scale(std)
+        self._encoder = encoder
+        place = Path(self.autoencoder_checkpoint)
+        if self.autoencoder_checkpoint and place.exists():  # else it is seen to when the weights are here
+            self._check_encoder(hash_of_encoder(read_network(place, "ema.module", "autoencoder")))
+
+    def _check_encoder(self, found: str) -> None:
+        if self._encoder not in ("", found):
+            raise ArtifactError(
+                "These latents were made by another encoder",
+                value=f"encoder {self._encoder[:12]}",
+                allowed=f"encoder {found[:12]}, of this run's autoencoder",
+                remedy="Run 'cinevox encode' with the run that autoencoder_checkpoint names",
+            )
 
     def check_stream(self, clip_length: int, longest: int | None = None) -> None:
         """Refuse clips that are shorter than a window; see ``Translator.check_stream``."""
@@ -111,12 +142,14 @@ class LatentTranslator(Translator):
 
         Raises:
             ConfigError: A new training without ``autoencoder_checkpoint``.
-            ArtifactError: It is damaged, of other sizes, or not the one that the training began with.
+            ArtifactError: It is damaged, of other sizes, not the one that the training began with, or did not make the
+                latents that the training reads.
         """
         place = Path(self.autoencoder_checkpoint)
         if self.resumed:
             if self.autoencoder_checkpoint and place.exists():
-                self._refuse_another(read_network(place, "ema.module", "autoencoder"))
+                refuse_another(self.autoencoder, read_network(place, "ema.module", "autoencoder"), "autoencoder")
+            self._check_encoder(encoder_hash(self.autoencoder))
             return
         if not self.autoencoder_checkpoint:
             raise ConfigError(
@@ -124,29 +157,28 @@ class LatentTranslator(Translator):
                 remedy="Train model=latent_autoencoder, and set model.module.autoencoder_checkpoint=RUN",
             )
         fill(self.autoencoder, read_network(place, "ema.module", "autoencoder"), "autoencoder")
+        self._check_encoder(encoder_hash(self.autoencoder))
         spread = read_buffer(place, "latent_std")
         if not self._scale_given and spread > 0:
             self.latent_std.copy_(spread)
-
-    def _refuse_another(self, state: dict[str, torch.Tensor]) -> None:
-        own = self.autoencoder.state_dict()
-        same_names = own.keys() == state.keys()
-        if not same_names or any(not torch.equal(value, own[name].cpu()) for name, value in state.items()):
-            raise ArtifactError(
-                "This run was begun with another autoencoder",
-                value=f"encoder {encoder_hash(self.autoencoder)[:12]} in the run, other weights in the stage before",
-                remedy="Give the run of stage 1 that it began with, or begin a new run in another folder",
-            )
 
     def training_step(self, batch: Batch, step: int) -> None:
         """Learn from windows of (batch, frames, channels, height, width), pixels or latents."""
         rate = self.learning_rate * warm_cosine(self.budget_share, self.warm_up)
         losses: list[dict[str, torch.Tensor]] = []
         for part in self.parts(batch):
-            source, target = (self._latents(part, name) for name in ("source", "target"))
-            starts = windows(source.shape[1], self.transformer.frames, self.transformer.frames)
-            cut_source, cut_target = (_cut(film, starts, self.transformer.frames) for film in (source, target))
-            found = self.transformer(cut_source, *self._guidance(part, len(starts)))
+            source, target = (
+                latents_of(self.autoencoder, part, name, self.latent_std) for name in ("source", "target")
+            )
+            length = self.transformer.frames
+            starts = windows(source.shape[1], length, length)
+            # A clip's windows stand after one another.
+            cut_source, cut_target = (
+                torch.stack([film[:, start : start + length] for start in starts], 1).flatten(0, 1)
+                for film in (source, target)
+            )
+            places = (self.transformer.indices(names).repeat_interleave(len(starts)) for names in pairs_of(part))
+            found = self.transformer(cut_source, *places)
             losses.append({f"latent_{self.distance}_loss": DISTANCES[self.distance](found, cut_target)})
             update = Update(self._all_optimizers()[0], total_loss(losses[-1]), rate)
             self.guarded_step([update], self.transformer, self.max_norm)
@@ -154,20 +186,6 @@ class LatentTranslator(Translator):
             losses[-1]["source_distance"] = DISTANCES[self.distance](source, target)
         self.log_losses(losses, batch["source"].shape[0])
 
-    def _latents(self, part: Batch, name: str) -> torch.Tensor:
-        """Return a clip's latents of a spread near 1, encoded here where the batch holds pixels."""
-        film: torch.Tensor = part[name]
-        if part.get("latent", False):
-            return film.float()
-        return encode_slices(self.autoencoder, film.flatten(0, 1)).unflatten(0, film.shape[:2]) / self.latent_std
-
-    def _guidance(self, part: Batch, repeats: int) -> list[torch.Tensor]:
-        """Return the places of both modalities, a window's after that of the same clip."""
-        clips = part["source"].shape[0]
-        names = (per_clip(part[name], clips) for name in ("source_modality", "target_modality"))
-        return [self.transformer.indices(modalities).repeat_interleave(repeats) for modalities in names]
-
-    @torch.no_grad()
     def translate(
         self,
         source: torch.Tensor,
@@ -186,10 +204,7 @@ class LatentTranslator(Translator):
         self.only_one(samples)
         transformer = self.averaged(self.transformer)
         assert isinstance(transformer, LatentTransformer)
-        latents = encode_slices(self.autoencoder, source) / self.latent_std.to(source.device)
-        mapped = map_latents(transformer, latents, source_modality, target_modality)
-        size = (source.shape[-2], source.shape[-1])
-        return decode_slices(self.autoencoder, mapped * self.latent_std.to(source.device), size)
+        return translate_film(self.autoencoder, transformer, self.latent_std, source, source_modality, target_modality)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, with weight decay for the matrices alone; its learning rate is set before each step."""
@@ -200,19 +215,3 @@ class LatentTranslator(Translator):
         return torch.optim.AdamW(
             groups, self.learning_rate, betas=(0.9, 0.95), weight_decay=self.weight_decay, fused=True
         )
-
-
-def check_channels(autoencoder: KLAutoencoder, transformer: LatentTransformer) -> None:
-    """Raise ``ConfigError`` for a transformer of other latents."""
-    if autoencoder.latent_channels != transformer.channels:
-        raise ConfigError(
-            "The transformer's latents have another number of channels than the autoencoder's",
-            value=transformer.channels,
-            allowed=autoencoder.latent_channels,
-            remedy=f"Set model.module.transformer.channels={autoencoder.latent_channels}",
-        )
-
-
-def _cut(film: torch.Tensor, starts: Sequence[int], length: int) -> torch.Tensor:
-    """Return the windows of (clips, frames, ...) as (clips * windows, length, ...), a clip's after one another."""
-    return torch.stack([film[:, start : start + length] for start in starts], 1).flatten(0, 1)

@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.losses.adversarial import discriminator_loss, generator_loss
-from pipeline.models.translator import evaluating, frozen
+from pipeline.models.translator import Batch, evaluating, frozen
 from pipeline.networks.kl_autoencoder import KLAutoencoder
 from pipeline.networks.latent_transformer import LatentTransformer
 from pipeline.networks.padding import pad_to_multiple
@@ -95,6 +95,35 @@ def map_latents(
     return total / weights
 
 
+def translate_film(
+    autoencoder: KLAutoencoder,
+    transformer: LatentTransformer,
+    latent_std: torch.Tensor,
+    source: torch.Tensor,
+    source_modality: str,
+    target_modality: str,
+    decoder: nn.Module | None = None,
+) -> torch.Tensor:
+    """Encode (slices, channels, height, width), map its latents, and decode them, with another decoder where given."""
+    spread = latent_std.to(source.device)
+    mapped = map_latents(transformer, encode_slices(autoencoder, source) / spread, source_modality, target_modality)
+    return decode_slices(autoencoder, mapped * spread, (source.shape[-2], source.shape[-1]), decoder)
+
+
+def latents_of(autoencoder: KLAutoencoder, batch: Batch, name: str, latent_std: torch.Tensor) -> torch.Tensor:
+    """Return the latents of a batch's clips, of a spread near 1: those it holds, or its pixels encoded."""
+    film: torch.Tensor = batch[name]
+    if batch.get("latent", False):
+        return film.float()
+    return encode_slices(autoencoder, film.flatten(0, 1)).unflatten(0, film.shape[:2]) / latent_std
+
+
+def pairs_of(batch: Batch) -> tuple[list[str], list[str]]:
+    """Return each clip's source modality, and each clip's target modality."""
+    clips = batch["source"].shape[0]
+    return per_clip(batch["source_modality"], clips), per_clip(batch["target_modality"], clips)
+
+
 def fill(network: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
     """Give a network the weights of an earlier stage.
 
@@ -111,10 +140,26 @@ def fill(network: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> No
         ) from None
 
 
+def refuse_another(network: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
+    """Raise ``ArtifactError`` where the stage before has other weights now than those that a run was begun with."""
+    own = network.state_dict()
+    if own.keys() != state.keys() or any(not torch.equal(value, own[name].cpu()) for name, value in state.items()):
+        raise ArtifactError(
+            f"This run was begun with another {what}",
+            value="other weights in the run of the stage before",
+            remedy="Give the run that it was begun with, or begin a new one in another folder",
+        )
+
+
 def encoder_hash(network: KLAutoencoder) -> str:
     """Return the SHA-256 of what decides a latent: the encoder's weights, whatever device and memory format."""
+    return hash_of_encoder(network.state_dict())
+
+
+def hash_of_encoder(state: Mapping[str, torch.Tensor]) -> str:
+    """Return ``encoder_hash`` of the autoencoder that has this state."""
     digest = hashlib.sha256()
-    for name, weight in sorted(network.state_dict().items()):
+    for name, weight in sorted(state.items()):
         if name.startswith(("encoder.", "quant_conv.")):
             digest.update(name.encode())
             digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
@@ -138,6 +183,17 @@ def check_judge(discriminator: MultiScalePatchDiscriminator | None, autoencoder:
             value=discriminator.channels,
             allowed=channels,
             remedy=f"Set model.module.discriminator.channels={channels}",
+        )
+
+
+def check_channels(autoencoder: KLAutoencoder, transformer: LatentTransformer) -> None:
+    """Raise ``ConfigError`` for a transformer of other latents."""
+    if autoencoder.latent_channels != transformer.channels:
+        raise ConfigError(
+            "The transformer's latents have another number of channels than the autoencoder's",
+            value=transformer.channels,
+            allowed=autoencoder.latent_channels,
+            remedy=f"Set model.module.transformer.channels={autoencoder.latent_channels}",
         )
 
 

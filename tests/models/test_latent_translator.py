@@ -7,7 +7,7 @@ import torch
 from model_making import MODALITIES, checkpoint_of, make_batch, make_film, make_method, same, train, weights_of
 
 from pipeline.errors import ArtifactError, ConfigError
-from pipeline.models.latents import encode_slices, map_latents, windows
+from pipeline.models.latents import encode_slices, encoder_hash, map_latents, windows
 
 # Lightning's own, about a class of torch.utils that torch renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
@@ -96,6 +96,24 @@ def test_latents_that_were_encoded_before_are_what_pixels_give():
         states.append(weights_of(method.transformer))
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], atol=1e-6), name
+
+
+def test_latents_of_another_encoder_are_refused(tmp_path):
+    method = translator()
+    own = encoder_hash(method.autoencoder)
+    method.learn_from_latents(2.0, own)
+    method.on_fit_start()
+    assert method.latent_std == 2
+    with pytest.raises(ArtifactError, match=f"made by another encoder.*feedc0ffee.*{own[:12]}"):
+        method.learn_from_latents(2.0, "feedc0ffee00")
+    method.learn_from_latents(2.0, own)
+    # A run that goes on without stage 1 knows its encoder by itself.
+    train(method, [make_batch(2)]).save_checkpoint(tmp_path / "a.ckpt")
+    continued = translator()
+    continued.autoencoder_checkpoint = str(tmp_path / "gone")
+    continued.learn_from_latents(2.0, "feedc0ffee00")
+    with pytest.raises(ArtifactError, match="made by another encoder"):
+        train(continued, [make_batch(2)], resume=tmp_path / "a.ckpt", max_epochs=2)
 
 
 def test_the_scale_of_shards_goes_before_the_autoencoder_s():
