@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,10 @@ def checkpoint_of(name: str) -> Path:
     folder = tempfile.mkdtemp(prefix="cinevox_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = Path(folder, f"{name}.ckpt")
-    train(make_method(name, seed=3), [make_batch(2)]).save_checkpoint(path)
+    with warnings.catch_warnings():
+        # Lightning's own, about a class of torch.utils that torch renamed.
+        warnings.filterwarnings("ignore", message="`isinstance.treespec, LeafSpec.` is deprecated")
+        train(make_method(name, seed=3), [make_batch(2)]).save_checkpoint(path)
     return path
 
 
