@@ -32,6 +32,7 @@ VERBS = {
     "evaluate": ("pipeline.stages.evaluate", ("output",), "predictions and references to scores"),
     "report": ("pipeline.stages.report", ("input", "output"), "scores to a page"),
     "sweep": ("pipeline.workflows.sweep", ("input", "output"), "several trainings, and one report of them"),
+    "weights": ("pipeline.stages.weights", (), "a local folder of pretrained generators: list, add, verify"),
     "dashboard": ("pipeline.stages.dashboard", ("output",), "W&B workspaces from conf/dashboard/"),
     "submit": ("pipeline.cluster.submit", ("output",), "the chain, or a verb, as SLURM jobs"),
     "status": ("pipeline.cluster.status", ("input",), "how submitted jobs stand"),

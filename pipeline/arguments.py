@@ -16,7 +16,7 @@ SCHEMES = ("https", "http", "s3", "memory")
 _SCHEME = re.compile(r"(pipe|[A-Za-z][A-Za-z0-9+.-]*(?=://|::)):")
 TEXT_KEYS = ("part", "source_modality", "target_modality")  # of one command, no setting of an experiment
 SHORT = {"-i": "input", "-o": "output"}
-BARE = {"submit": "work", "status": "input", "cancel": "input"}  # what a verb's word without '=' is
+BARE = {"submit": "work", "weights": "work", "status": "input", "cancel": "input"}  # what a verb's word without '=' is
 SWITCHES = {"cohort": {"--check": "cohort.check=true"}}  # a verb's own words for its settings
 
 

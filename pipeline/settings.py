@@ -308,6 +308,11 @@ class ModelSettings(Section):
 
     name: str
     memory: ModelMemory | None = None  # measured with benchmarks/training_memory.py; null: not known
+    init: str = (
+        ""  # short words for settings of the module that begin with pretrained weights: conf/model/cyclegan.yaml
+    )
+    init_reverse: str = ""
+    weights: str = ""  # a folder of 'cinevox weights'
     module: dict[str, Any]
 
 
@@ -348,6 +353,6 @@ class Config(Section):
     source_modality: Annotated[str, Field(pattern=r"^[a-z0-9]*$")] = ""  # of a model of many pairs; empty: the run's
     target_modality: Annotated[str, Field(pattern=r"^[a-z0-9]*$")] = ""
     part: Annotated[str, Field(pattern=r"^(join|[1-9]\d*/[1-9]\d*)?$")] = ""  # of a stage's cases; empty: all
-    work: str = ""  # what 'cinevox submit' submits: a verb, or the chain
+    work: str = ""  # a word of 'cinevox submit' (a verb, or the chain) or of 'cinevox weights'
     dry_run: bool = False
     command: list[str] = Field(default_factory=list)  # the words of the command line, for the ranks that it starts

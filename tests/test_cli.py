@@ -86,6 +86,7 @@ MISSING = {
     "evaluate": ["input=IN", "output=OUT"],
     "report": ["input=IN", "output=OUT"],
     "sweep": ["input=IN", "output=OUT", "+sweep.members={a: ['seed=1']}"],
+    "weights": ["verify", "input=IN"],
     "submit": ["input=IN", "output=OUT"],
     "status": ["IN"],
     "cancel": ["IN"],

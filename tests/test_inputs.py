@@ -2,9 +2,11 @@
 
 import shutil
 
+import torch
 from makers import state
 
 from pipeline.__main__ import VERBS, main
+from pipeline.networks.resnet_generator import ResnetGenerator
 
 TRAIN = [
     "model=regression",
@@ -29,6 +31,8 @@ def commands(at):
     sizes = ["preprocess.spacing_mm=[12,8,8]", "preprocess.size=[32,32]"]
     one, other = at / "single" / "t1n.nii.gz", volume.with_name("ct.nii.gz")
     return [
+        ["weights", "add", f"input={at / 'horse2zebra.pth'}", f"output={at / 'weights'}"],
+        ["weights", "verify", f"input={at / 'weights'}"],
         ["cohort", "--check", f"input={volumes}", f"output={at / 'cohort'}"],
         ["cohort", "--check", f"input={at / 'cohort'}", f"output={at / 'pairs'}"],
         ["preprocess", *sizes, f"input={at / 'cohort'}", f"output={at / 'shards'}"],
@@ -53,6 +57,7 @@ def commands(at):
 def test_no_verb_changes_what_it_reads(tiny_shards, tmp_path):
     ignore = shutil.ignore_patterns("*.json", "checks")
     shutil.copytree(tiny_shards.parent / "cohort", tmp_path / "volumes", ignore=ignore)
+    torch.save(ResnetGenerator(width=2, blocks=1).state_dict(), tmp_path / "horse2zebra.pth")
     every = commands(tmp_path)
     assert {command[0] for command in every} == set(VERBS) - {"simulate", "dashboard", *JOBS}
     for command in every:

@@ -7,6 +7,7 @@ which judge translations of before that step: so one backward pass for both is t
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from pipeline.losses.mind import mind_distance
 from pipeline.losses.reconstruction import masked_l1
 from pipeline.models.adam import Adam
 from pipeline.models.image_pool import ImagePool
+from pipeline.models.transfer import POLICIES, start_generators
 from pipeline.models.translator import Batch, Translator, Update, evaluating, frozen, linear_decay, total_loss
 from pipeline.models.unfreezing import check_way, freeze_stages
 from pipeline.networks.initialisation import initialise_normal
@@ -53,6 +55,10 @@ class CycleGAN(Translator):
         fine_tune: Which stages of the generators learn: ``all``, ``decoder`` or ``gradual``.
         unfreeze_share: Share of the budget over which ``gradual`` lets the stages learn one after another.
         ema_decay: Of the averaged generators, both; 0: none.
+        init: What the generators begin as in a new training: a published name, a file or a run; empty: at random.
+            See ``transfer.start_generators``, also for the other two.
+        init_reverse: The way back: ``copy``, ``scratch``, or as ``init``; a file of the reverse name goes before both.
+        weights_folder: Of 'cinevox weights', where names are looked up.
 
     Raises:
         ConfigError: A setting out of range.
@@ -80,6 +86,9 @@ class CycleGAN(Translator):
         fine_tune: str = "all",
         unfreeze_share: float = 0.5,
         ema_decay: float = 0.999,
+        init: str = "",
+        init_reverse: str = "copy",
+        weights_folder: str = "weights",
     ) -> None:
         super().__init__()
         check_kind(gan)
@@ -113,7 +122,28 @@ class CycleGAN(Translator):
         for network in (self.generators[1], self.discriminators[1]):
             initialise_normal(network)
         self.pools = [ImagePool(pool), ImagePool(pool)]
+        self.init, self.init_reverse, self.weights_folder = init, init_reverse, weights_folder
+        if not init and init_reverse not in POLICIES:
+            raise ConfigError(
+                "init_reverse names weights, and init does not",
+                value=init_reverse,
+                allowed=", ".join(POLICIES),
+                remedy="Set model.init too",
+            )
+        self.start: dict[str, str] = {}  # what the generators began as
         self.start_ema(self.generators, ema_decay)
+
+    def begin(self) -> dict[str, str]:
+        """Take the pretrained weights of ``init``; see ``Translator`` and ``start_generators``."""
+        if self.init:
+            forward, backward = self.generators
+            assert isinstance(forward, ResnetGenerator)
+            assert isinstance(backward, ResnetGenerator)
+            folder = Path(self.weights_folder)
+            self.start = start_generators(forward, backward, self.init, self.init_reverse, folder)
+            if self.ema is not None:
+                self.ema.module.load_state_dict(self.generators.state_dict())
+        return self.start
 
     def check_pairing(self, pairing: str) -> None:
         """Refuse the paired term where nothing is paired; see ``Translator``."""
@@ -234,13 +264,15 @@ class CycleGAN(Translator):
         return [Adam(network.parameters(), self.learning_rate, (0.5, 0.999)) for network in networks]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the pools; see ``Translator``."""
+        """Add the pools, and what the generators began as; see ``Translator``."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["start"] = self.start
         checkpoint["pools"] = [pool.state() for pool in self.pools]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the pools; see ``Translator``."""
+        """Restore what was added; see ``Translator``."""
         super().on_load_checkpoint(checkpoint)
+        self.start = dict(checkpoint.get("start", {}))
         for pool, state in zip(self.pools, checkpoint.get("pools", []), strict=False):
             pool.restore(state)
 

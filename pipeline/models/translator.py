@@ -150,6 +150,17 @@ class Translator(LightningModule):
                 allowed=", ".join(self.pairings),
             )
 
+    def begin(self) -> dict[str, str]:
+        """Take the weights of files that a new training begins with; it may still turn out to be continued.
+
+        Returns:
+            What began as what, in words for the user; empty: all at random.
+
+        Raises:
+            CinevoxError: A file that is missing, damaged, or does not fit.
+        """
+        return {}
+
     def kept_bytes(self, pixels: int) -> int:
         """Return what a checkpoint holds beside weights and optimisers, in bytes, for pictures of so many pixels."""
         return 0

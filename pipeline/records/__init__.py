@@ -1,4 +1,4 @@
-"""What is on disk between stages: the cohort, the shard index, translations and scores, each with a schema version."""
+"""What is on disk between stages: cohort, shard index, translations, scores, pretrained weights; versioned schemas."""
 
 from pipeline.records.base import (
     CASE_ID,
@@ -27,6 +27,7 @@ from pipeline.records.shards import (
     StoredFile,
     split_in,
 )
+from pipeline.records.weights import WeightsFile, WeightsFolder
 
 __all__ = [
     "CASE_ID",
@@ -58,6 +59,8 @@ __all__ = [
     "TranslatedCase",
     "Translation",
     "VolumeFile",
+    "WeightsFile",
+    "WeightsFolder",
     "split_in",
     "unique",
 ]

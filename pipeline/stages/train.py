@@ -99,6 +99,7 @@ _FREE = {
     "evaluate",
     "report",
 }
+_REPEATED_MODEL = {"init", "init_reverse", "weights"}  # short words for what stands in model.module
 _FREE_TRAINER = {
     "resume",
     "force",
@@ -143,9 +144,13 @@ def run(config: Config) -> None:
             method.learn_from_latents(read.index.latents.std, read.index.latents.encoder)
         if trainer.recompute:
             recompute_activations(method)
+        # A run that goes on needs no file any more; a new one is refused before it has a folder.
+        start = {} if any((output / FOLDER).glob("*.ckpt")) else method.begin()
         if this_rank().first and not has_launcher():
             size = sum(p.numel() for p in method.parameters())
             say(f"{config.model.name}: {size / 1e6:.2f} M parameters; {len(data.slices)} training films")
+            for what, origin in start.items():
+                say(f"  {what}: {origin}")
         if config.dry_run:
             needed = _bytes(config, store, method, output) / 1e6
             kept = f" and {checkpoint_bytes(method) / 1e6:.0f} MB every {trainer.keep_every} steps"
@@ -221,6 +226,7 @@ def _bytes(config: Config, store: SliceStore, method: pl.LightningModule, output
 def _deciding(config: Config, store: SliceStore) -> dict[str, Any]:
     """Return the settings and the data that decide what is learnt."""
     settings = {key: value for key, value in public(config).items() if key not in _FREE}
+    settings["model"] = {k: v for k, v in settings["model"].items() if k not in _REPEATED_MODEL}
     settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in _FREE_TRAINER}
     if config.trainer.strategy == "ddp":  # so that runs from before there was a choice go on
         settings["trainer"].pop("strategy")
