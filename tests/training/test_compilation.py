@@ -18,7 +18,7 @@ from pipeline.training.precision import autocast, round_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
 from miniatures import MINIATURE
-from model_making import MODALITIES, draw_head, make_batch, make_film, make_method, same, train, weights_of
+from model_making import draw_head, make_batch, make_film, make_method, modalities_of, same, train, weights_of
 
 pytestmark = [
     # Lightning's own, about a class of torch.utils that torch renamed.
@@ -90,16 +90,16 @@ def test_bf16_weights_leave_heads_in_float32_and_err_like_autocast(name):
     rounded = copy.deepcopy(exact)
     round_weights(rounded)
     convolutions = {k: m for k, m in rounded.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
-    heads = {k for k in convolutions if "head" in k}
+    heads = {k for k, m in convolutions.items() if "head" in k or getattr(m, "stays_float32", False)}
     assert heads
     for key, module in convolutions.items():
         assert module.weight.dtype == (torch.float32 if key in heads else torch.bfloat16)
     film = make_film(4)[0]
-    wanted = exact.translate(film, **MODALITIES)
+    wanted = exact.translate(film, **modalities_of(exact))
     with autocast("bf16-mixed", CPU):
-        mixed = exact.translate(film, **MODALITIES)
+        mixed = exact.translate(film, **modalities_of(exact))
     with autocast("bf16", CPU):
-        found = rounded.translate(film, **MODALITIES)
+        found = rounded.translate(film, **modalities_of(rounded))
     assert found.dtype == torch.float32
     assert not torch.equal(found, wanted)
     error, accepted = ((values - wanted).abs().mean() for values in (found, mixed))
@@ -168,9 +168,9 @@ def test_compiled_methods_translate_as_plain_ones(name):
 
     plain, compiled = make_method(name), make_method(name)
     film = make_film(5)[0]
-    wanted = plain.translate(film, **MODALITIES)
+    wanted = plain.translate(film, **modalities_of(plain))
     with inductor.patch(freezing=False), torch.inference_mode():  # puts back what is set inside
         compile_for_inference(compiled)
-        error = (compiled.translate(film, **MODALITIES) - wanted).abs()
+        error = (compiled.translate(film, **modalities_of(compiled)) - wanted).abs()
     assert error[0].max() < 1e-4
     assert error.mean() < 0.01  # later frames are made from earlier ones, along a flow of many pixels
