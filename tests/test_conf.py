@@ -68,8 +68,9 @@ def test_every_small_method_fits_every_data_set_and_changes_none_of_it(data, met
         build(config.model.module).check_stream(config.stream.clip_length, config.stream.clip_limit)
     same = ("cohort", "simulate", "preprocess", "trainer")
     assert all(getattr(config, section) == getattr(alone, section) for section in same)
-    longest = {"clip_limit": alone.stream.clip_limit}  # how long clips grow is a method's affair
-    assert config.stream.model_copy(update=longest) == alone.stream
+    # What a sample is, and how many make a step, is a method's affair.
+    own = ("pairing", "clip_length", "clip_growth", "clip_limit", "global_batch")
+    assert config.stream.model_copy(update={name: getattr(alone.stream, name) for name in own}) == alone.stream
 
 
 def test_the_small_methods_have_labels_of_their_own():
