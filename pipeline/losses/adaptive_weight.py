@@ -13,6 +13,15 @@ _HIGHEST = 1e4
 _SCALE = 1024.0  # keeps small gradients in fp16's range on their way back; a power of two changes nothing else
 
 
+def mean_of_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Return the mean over all ranks, which have to ask together; the values themselves where there is one rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    total = values.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
 class AdaptiveWeight(nn.Module):
     """``share`` times the ratio of two gradients' norms at one weight, clipped to 0 .. 1e4, of the step before.
 
@@ -41,10 +50,7 @@ class AdaptiveWeight(nn.Module):
         gradients, self._gradients = self._gradients, []
         if not stepped or not gradients:
             return
-        mean = torch.stack(gradients).mean(0)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(mean)
-            mean /= torch.distributed.get_world_size()
+        mean = mean_of_ranks(torch.stack(gradients).mean(0))
         reconstruction, adversarial = torch.linalg.vector_norm(mean, dim=1)
         ratio = (reconstruction / (adversarial + _EPSILON)).clamp(0, _HIGHEST)
         # Nothing not finite is kept: the weight is part of the checkpoint.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.losses.adaptive_weight import AdaptiveWeight
+from pipeline.losses.adaptive_weight import AdaptiveWeight, mean_of_ranks
 from pipeline.losses.reconstruction import masked_l1
 from pipeline.models.adam import Adam
 from pipeline.models.latents import check_judge, decode_slices, encode_slices, encoder_hash, judge
@@ -174,9 +174,10 @@ class LatentAutoencoder(Translator):
 
     def _note_spread(self, stepped: bool) -> None:
         """Keep a running standard deviation of the posterior means, by which the next stage divides."""
-        mean, square = torch.stack(self._moments).mean(0)
+        moments = torch.stack(self._moments).mean(0)
         self._moments.clear()
         if stepped:
+            mean, square = mean_of_ranks(moments)
             spread = (square - mean.square()).clamp_min(0).sqrt()
             self.latent_std.copy_(torch.where(self.latent_std > 0, self.latent_std.lerp(spread, 1 - _MEMORY), spread))
 

@@ -9,6 +9,7 @@ from model_making import MODALITIES, make_batch, make_film, make_method, same, t
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.losses.adaptive_weight import AdaptiveWeight
 from pipeline.models.latents import encode_slices, encoder_hash, per_clip
+from pipeline.training.memory import recompute_activations
 
 # Lightning's own, about a class of torch.utils that torch renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
@@ -191,6 +192,24 @@ def test_slices_are_encoded_in_chunks_as_at_once(monkeypatch):
     odd = encode_slices(method.autoencoder, film[..., :13, :15])
     assert odd.shape == (5, 3, 7, 8)
     assert method.decode_slices(odd, (13, 15)).shape == (5, 1, 13, 15)
+
+
+@pytest.mark.parametrize("name", ["latent_autoencoder", "latent_translator", "latent_decoder"])
+def test_recomputed_activations_save_memory_and_change_no_number(name):
+    # Alone: what the perceptual network keeps would hide the rest.
+    alone = [] if name == "latent_translator" else ["perceptual=null", "discriminator=null"]
+    states, kept = [], []
+    for recompute in (False, True):
+        method = make_method(name, *alone)
+        if recompute:
+            recompute_activations(method)
+        numbers: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, n=numbers: n.append(t.numel()) or t, lambda t: t):
+            train(method, [make_batch(2)])
+        kept.append(sum(numbers))
+        states.append(weights_of(method))
+    assert same(*states)
+    assert kept[1] < 0.8 * kept[0]
 
 
 def test_an_encoder_s_hash_is_of_its_weights_alone():

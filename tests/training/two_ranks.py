@@ -72,7 +72,7 @@ def unlike_one_rank(name, accumulate):
     batch["mask"][0, ..., 5:] = 0  # masks of other sizes
     train(whole, [batch], strategy="auto", devices=1)
     own = slice(2 * here.rank, 2 * here.rank + 2)
-    tensors = ("source", "target", "mask")
+    tensors = ("source", "target", "mask", "sample_index")
     train(shared, [{**batch, **{key: batch[key][own].contiguous() for key in tensors}}])
     pairs = list(zip(gradients(whole), gradients(shared), strict=True))
     largest = max(float(one.abs().max()) for one, _ in pairs)
