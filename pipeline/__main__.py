@@ -1,7 +1,5 @@
 """The command line: ``cinevox VERB name=value ...``: one table from verb to function, and nothing else."""
 
-from __future__ import annotations
-
 import ast
 import errno
 import importlib
@@ -97,6 +95,8 @@ def _dispatch(arguments: list[str]) -> int:
     from pipeline.config import compose, plain
 
     config = compose(overrides, paths, dry_run=dry_run)
+    if verb == "train" and config.three_stage is not None:
+        module = "pipeline.workflows.three_stage"
     for name in needed:
         if not getattr(config, name) and not (name == "input" and config.shards_url):
             raise ConfigError(f"'cinevox {verb}' needs {name}=PATH")

@@ -255,7 +255,8 @@ def plain(config: Config) -> dict[str, Any]:
 
 def public(config: Config) -> dict[str, Any]:
     """Return what of the configuration goes into runs, checkpoints and trackers: all but ``cohort``, whose lists
-    and patterns may name patients, and ``cluster``, ``sweep`` and ``dashboard``, which change no result.
+    and patterns may name patients, and ``cluster``, ``sweep``, ``three_stage`` and ``dashboard``, which
+    change no result.
     """
-    private = ("cohort", "cluster", "sweep", "dashboard")
+    private = ("cohort", "cluster", "sweep", "three_stage", "dashboard")
     return {key: value for key, value in plain(config).items() if key not in private}

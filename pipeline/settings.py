@@ -12,7 +12,7 @@ from pipeline.cluster_settings import ClusterSettings
 from pipeline.dashboard_settings import DashboardSettings
 from pipeline.section import Count, Fraction, NotNegative, Positive, Section
 from pipeline.stream_settings import StreamSettings
-from pipeline.sweep_settings import SweepSettings
+from pipeline.sweep_settings import SweepSettings, ThreeStageSettings
 
 Spacing = tuple[Positive, Positive, Positive]
 Size = tuple[Count, Count]
@@ -335,6 +335,7 @@ class Config(Section):
     tracking: TrackingSettings
     cluster: ClusterSettings
     sweep: SweepSettings
+    three_stage: ThreeStageSettings | None  # null: 'train' is one training
     dashboard: dict[str, DashboardSettings]
     metrics: MetricsSettings
     translate: TranslateSettings

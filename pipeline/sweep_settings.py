@@ -1,4 +1,4 @@
-"""The schema of ``conf/sweep/``: trainings that are compared, and what is different in each."""
+"""The schema of workflows: trainings that are compared, or that build on one another, and what is different in each."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ class SweepSettings(Section):
     """Members by name, each with the settings that it adds to those of the command line."""
 
     members: dict[Name, list[Word]]
+
+
+class ThreeStageSettings(Section):
+    """What each stage of latent mapping adds to the settings of the command line."""
+
+    autoencoder: list[Word]
+    translator: list[Word]
+    decoder: list[Word]

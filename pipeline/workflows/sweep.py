@@ -19,16 +19,11 @@ Main options: sweep=NAME (conf/sweep/NAME.yaml), --dry-run (prints every command
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -42,10 +37,7 @@ from pipeline.parts import JOIN, share_of
 from pipeline.progress import say
 from pipeline.records import Record, Scores, ShardIndex
 from pipeline.settings import Config
-
-TO_BE_CONTINUED = os.EX_TEMPFAIL  # 75, as of pipeline/training/ranks.py, which would load torch
-_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-_SHOWN = 300  # characters of a reason
+from pipeline.workflows.command import TO_BE_CONTINUED, ended, start
 
 
 class Sweep(Record):
@@ -136,61 +128,10 @@ def _work(member: Member, shards: Path, title: str) -> str:
             say("Stopped; the same command continues")
             raise SystemExit(code)
         if code and not is_finished(output):
-            return f"{verb} {_ended(code, log, before)}"
+            return f"{verb} {ended(code, log, before)}"
         if code:  # scores are there, but for cases that could not be scored
-            say(f"{member.name}: {verb} {_ended(code, log, before)}")
+            say(f"{member.name}: {verb} {ended(code, log, before)}")
     return ""
-
-
-def start(words: Sequence[str], log: Path) -> int:
-    """Run a command in a process of its own, whose end is not ours; return its exit code, negative for a signal.
-
-    What it says goes to the end of ``log``. A signal that asks us to stop is passed on to it; a command that does not
-    turn it into code 75 by itself is to be continued all the same.
-    """
-    with log.open("ab") as stream:
-        process = subprocess.Popen(  # noqa: S603 - a list, no shell
-            [sys.executable, "-m", "pipeline", *words], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
-        )
-        with _passing_on(process) as received:
-            code = _wait(process)
-    return TO_BE_CONTINUED if received and code else code
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    try:
-        return process.wait()
-    except KeyboardInterrupt:  # which the process has got too
-        process.wait()
-        raise
-
-
-@contextmanager
-def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    received: list[int] = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
-    held = signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # between two commands they wait for the next
-    try:
-        yield received
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _ended(code: int, log: Path, before: int) -> str:
-    """Return how a command failed: its own words, if it had any."""
-    with log.open("rb") as stream:
-        stream.seek(before)
-        lines = stream.read().decode("utf-8", "replace").splitlines()
-    said = [line for line in lines if line.startswith(("Error: ", "Internal error"))]
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    return f"{how}: {said[-1][:_SHOWN]}" if said else f"{how}; see {log.parent.name}/{log.name}"
 
 
 def _stage(member: Member) -> str:
@@ -218,7 +159,7 @@ def _report(config: Config, members: Sequence[Member], missing: Sequence[Member]
     log = top / f"{REPORT}.log"
     before = log.stat().st_size if log.exists() else 0
     if code := start(["report", *words, *note, *inputs, f"output={place}"], log):
-        raise DataError(f"The report {_ended(code, log, before)}", remedy="The same command makes it again")
+        raise DataError(f"The report {ended(code, log, before)}", remedy="The same command makes it again")
     record.model_copy(update={"reported": scored}).save(top)
     say(f"Report of {len(scored)} members in '{place / 'report.html'}'")
 

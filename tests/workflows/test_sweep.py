@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.members import sweep_members, together
 from pipeline.records import Scores
 from pipeline.workflows import sweep
+from pipeline.workflows.command import ended, start
 
 COMMON = [
     "source=t1n",
@@ -213,10 +214,10 @@ def script(tmp_path, monkeypatch, text):
 def test_a_command_is_a_process_of_its_own_whose_words_reach_it_whole(tmp_path, monkeypatch):
     log = script(tmp_path, monkeypatch, 'printf "[%s]" "$@"; echo "Error: so" >&2; exit 2')
     log.write_text("Error: before\n")
-    assert sweep.start(["train", "a b;$(x)"], log) == 2
+    assert start(["train", "a b;$(x)"], log) == 2
     assert log.read_text() == "Error: before\n[-m][pipeline][train][a b;$(x)]Error: so\n"
-    assert sweep._ended(2, log, 14).endswith("code 2; see " + f"{tmp_path.name}/log")
-    assert sweep._ended(-9, log, log.stat().st_size) == f"was killed by SIGKILL; see {tmp_path.name}/log"
+    assert ended(2, log, 14).endswith("code 2; see " + f"{tmp_path.name}/log")
+    assert ended(-9, log, log.stat().st_size) == f"was killed by SIGKILL; see {tmp_path.name}/log"
 
 
 @pytest.mark.parametrize(("text", "received"), [("trap 'exit 75' TERM", "TERM"), ("trap 'exit 1' USR1", "USR1")])
@@ -231,7 +232,7 @@ def test_a_signal_is_passed_on_and_the_sweep_is_to_be_continued(text, received, 
     before = signal.getsignal(signal.SIGTERM)
     sender = threading.Thread(target=send)
     sender.start()
-    assert sweep.start(["train"], log) == sweep.TO_BE_CONTINUED
+    assert start(["train"], log) == sweep.TO_BE_CONTINUED
     sender.join()
     assert signal.getsignal(signal.SIGTERM) == before
 
