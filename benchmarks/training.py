@@ -1,7 +1,7 @@
-"""A training step of regression and vid2vid: seconds in fp32, bf16 and compiled, and what stands beside its networks.
+"""A training step of a method: seconds in fp32, bf16 and compiled, and what stands beside its networks.
 
 python benchmarks/training.py [KEY=VALUE ...] [--quick] [--methods NAME ...] [--threads N] [--rounds N] [--compile]
-                              [--run]
+                              [--precisions fp32 bf16-mixed] [--run]
 
 Bare means: the calls of the networks that one step makes, recorded and run again with the same inputs, and a backward
 pass from ones through each; no losses, optical flow, optimiser, guard or logging. --run also trains on phantoms with
@@ -33,6 +33,8 @@ from pipeline.training.precision import autocast, has_native_bf16
 
 CPU = torch.device("cpu")
 METHODS = {
+    "cyclegan": ["model.module.generator.width=32", "model.module.discriminator.width=32"],
+    "pix2pix": [],
     "regression": [],
     "vid2vid": [
         "model.module.generator.width=16",
@@ -41,6 +43,12 @@ METHODS = {
     ],
 }
 QUICK = {
+    "cyclegan": [
+        "model.module.generator.width=4",
+        "model.module.generator.blocks=1",
+        "model.module.discriminator.width=4",
+    ],
+    "pix2pix": ["model.module.generator.width=4", "model.module.discriminator.width=4"],
     "regression": ["model.module.network.widths=[4,8]"],
     "vid2vid": [part.replace("=16", "=4") for part in METHODS["vid2vid"]],
 }
@@ -64,7 +72,8 @@ def make_batch(size: int, frames: int = 4) -> dict[str, Any]:
     noise = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(1))
     still = torch.tanh(2 * torch.nn.functional.avg_pool2d(noise, 5, 1, 2))
     film = torch.stack([still.roll(frame, -1) for frame in range(frames)], 1)
-    return {"source": film, "target": 0.8 * film + 0.1, "mask": torch.ones_like(film)}
+    batch = {"source": film, "target": 0.8 * film + 0.1, "mask": torch.ones_like(film)}
+    return {**batch, "sample_index": torch.arange(1)}
 
 
 class Calls:
@@ -135,7 +144,7 @@ def compare(name: str, options: argparse.Namespace) -> None:
     """Print the rows of one method."""
     batch = make_batch(32 if options.quick else 128)
     ways: dict[str, Callable[[], None]] = {}
-    for precision in ("fp32", "bf16-mixed"):
+    for precision in options.precisions:
         method = make_method(name, options.quick, options.settings)
         step = in_precision(lambda method=method: method.training_step(batch, 0), precision)
         ways[f"{precision} step"] = step
@@ -146,9 +155,11 @@ def compare(name: str, options: argparse.Namespace) -> None:
             ways[f"{precision} compile"] = in_precision(lambda m=compiled: m.training_step(batch, 0), precision)
     found = measure(ways, 1 if options.quick else options.rounds)
     for way, (first, clock, busy) in found.items():
-        base = found[f"{way.split()[0]} bare"] if way.endswith("step") else found["fp32 step"]
-        what = "of bare" if way.endswith("step") else "of fp32 step"
+        base = found[f"{way.split()[0]} bare"] if way.endswith("step") else found[f"{options.precisions[0]} step"]
+        what = "of bare" if way.endswith("step") else f"of {options.precisions[0]} step"
         print(f"| {name} {way} | {first:.2f} | {clock:.3f} | {busy:.3f} | {busy / base[2]:.2f} {what} |")
+    if len(options.precisions) < 2:
+        return
     print(
         f"| {name} bf16 against fp32 | | | | {found['fp32 step'][2] / found['bf16-mixed step'][2]:.2f} times faster |"
     )
@@ -180,6 +191,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    both = ["fp32", "bf16-mixed"]
+    parser.add_argument("--precisions", nargs="+", choices=both, default=both)
     parser.add_argument("--compile", action="store_true", help="also compiled steps; minutes")
     parser.add_argument("--run", action="store_true", help="also a run of `cinevox train` on phantoms")
     options = parser.parse_args()

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ import intervals
 import metrics
 import reference_flow
 import scaling
+import transfer
 
 from pipeline.config import build, compose
 
@@ -97,3 +100,28 @@ def test_what_a_method_does_is_counted_in_a_real_step(monkeypatch):
     with torch.device("meta"):
         network = build(compose(["model=regression", *own]).model.module).network
     assert small.parameters == sum(p.numel() for p in network.parameters())
+
+
+def test_transfer_trains_a_natural_pair_and_prints_a_row_per_number_of_patients(tiny_shards, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        assert cv2.imwrite(str(pictures / f"{number}.png"), rng.integers(0, 255, (40, 50), np.uint8))
+    words = [w for w in MINIATURE if not w.startswith("model.")]
+    words += ["model=cyclegan", "model.module.generator.width=2", "model.module.generator.blocks=1"]
+    words += ["model.module.discriminator.width=2", "model.module.discriminator.layers=1"]
+    sizes = ["--steps", "1", "--seeds", "1", "--natural-steps", "3", "--natural-size", "16"]
+    command = [str(tmp_path / "out"), f"2={tiny_shards}", *words, *sizes, "--photographs", str(pictures)]
+    assert transfer.main(command) == 0
+    first = capsys.readouterr().out
+    row = first.splitlines()[-1].strip("| ").split(" | ")
+    assert row[:2] == ["2", "1"]
+    scratch, natural, difference = map(float, row[2:5])
+    assert natural - scratch == pytest.approx(difference, abs=0.02)
+    assert row[5] == "too few patients"
+    started = torch.load(tmp_path / "out" / "2-natural-0" / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert started["start"]["backward"].startswith(f"'{transfer.BACK}'")
+    assert transfer.main(command) == 0  # nothing is done twice
+    assert capsys.readouterr().out.splitlines()[-4:] == first.splitlines()[-4:]
+    assert (tmp_path / "out" / "table.md").read_text().splitlines() == first.splitlines()[-3:]

@@ -65,6 +65,7 @@ class CycleGAN(Translator):
     """
 
     pairings = ("paired", "unpaired")
+    both_ways = True
 
     def __init__(
         self,

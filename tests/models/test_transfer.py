@@ -13,7 +13,7 @@ from pipeline.errors import ArtifactError, ConfigError
 from pipeline.models.transfer import PUBLISHED
 from pipeline.networks.resnet_generator import ResnetGenerator
 from pipeline.networks.unet_generator import UnetGenerator
-from pipeline.records import WeightsFolder
+from pipeline.records import Translation, WeightsFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
 MINIATURE = {"width": 4, "blocks": 2}
@@ -201,3 +201,9 @@ def test_a_run_prints_and_records_its_start_and_goes_on_without_the_files(folder
     capsys.readouterr()
     words = ["translate", f"checkpoint={tmp_path / 'run'}", f"input={tiny_shards}", f"output={tmp_path / 'out'}"]
     assert main(words) == 0  # nor does a translation need the files
+    back = ["source_modality=ct", "target_modality=t1n", f"checkpoint={tmp_path / 'run'}", f"input={tiny_shards}"]
+    assert main(["translate", *back, f"output={tmp_path / 'back'}"]) == 0
+    found = Translation.load(tmp_path / "back")
+    assert (found.source_modality, found.target_modality, found.unit) == ("ct", "t1n", "normalised")
+    assert Translation.load(tmp_path / "out").target_modality == "ct"
+    assert main(["translate", "target_modality=t2w", *back[2:], f"output={tmp_path / 'no'}"]) == 2
