@@ -224,6 +224,7 @@ class Launched:
     def close(self) -> None:
         if self.running():
             self.process.kill()
+            self.process.communicate()
 
 
 class Forked:
@@ -255,6 +256,7 @@ class Forked:
 
     def close(self) -> None:
         self.server.kill()
+        self.server.communicate()
         for pid in self.pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
