@@ -70,9 +70,8 @@ class EpochLine(pl.Callback):
         parts |= {"validation": validation}
         parts["other"] = total - sum(parts.values())
         shares = ", ".join(f"{name} {100 * value / total:.1f} %" for name, value in parts.items())
-        unit = trainer.datamodule.store.index.modalities[trainer.datamodule.config.target].unit  # type: ignore[attr-defined]
         last = self.validation.last
-        error = f"validation MAE {last:.1f} {unit}; " if last is not None else ""
+        error = f"validation MAE {last:.1f} {self.validation.unit}; " if last is not None else ""
         share = self.budget.share
         left = self.budget.seconds / share * (1 - share) if share > 0 else 0.0
         skipped = int(getattr(pl_module, "skipped_steps", 0))

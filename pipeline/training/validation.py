@@ -46,6 +46,11 @@ class Validation(pl.Callback):
         if not self.segments:
             say("No validation case with source and target: no validation error, and 'best' is never written")
 
+    @property
+    def unit(self) -> str:
+        """Unit of its error."""
+        return self.store.index.modalities[self.config.target].unit
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note which parts of the budget were validated before a restart."""
         self._done = int(self.budget.share * self.config.trainer.validations)
@@ -63,7 +68,6 @@ class Validation(pl.Callback):
         if not self.segments:
             self.checkpoints.save(trainer)
             return
-        index = self.store.index
         here = this_rank()
         errors, voxels, shown = 0.0, 0, None
         training = pl_module.training
@@ -88,15 +92,15 @@ class Validation(pl.Callback):
         pl_module.train(training)
         error, inside_all = summed([errors, voxels])
         self.last = error / max(inside_all, 1)
-        unit = index.modalities[self.config.target].unit.lower().replace(".", "")
         better = self.checkpoints.save_if_best(trainer, self.last)
         if shown is not None and self.config.trainer.panels and here.first:
             self._panel(trainer, *shown)
         for logger in trainer.loggers:
-            logger.log_metrics({f"validation/mae_{unit}": self.last}, step=self.budget.step)
+            logger.log_metrics(
+                {f"validation/mae_{self.unit.lower().replace('.', '')}": self.last}, step=self.budget.step
+            )
         self.seconds += time.perf_counter() - start
-        unit = index.modalities[self.config.target].unit
-        say(f"step {self.budget.step}: validation MAE {self.last:.1f} {unit}{' (best so far)' if better else ''}")
+        say(f"step {self.budget.step}: validation MAE {self.last:.1f} {self.unit}{' (best so far)' if better else ''}")
 
     def _frames(self, case: ShardCase, first: int, count: int) -> tuple[NDArray, NDArray, NDArray]:
         """Return source (normalised), target (physical) and mask of a segment."""

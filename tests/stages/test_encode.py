@@ -134,3 +134,10 @@ def test_a_modality_that_the_encoder_never_saw_is_refused(place, tmp_path, capsy
     assert main(command) == 2
     assert "flair" in capsys.readouterr().err
     assert ShardIndex.load(place / "latents").modalities["ct"].unit == "latent"
+
+
+def test_a_training_needs_no_case_of_the_default_pair(tmp_path, capsys):
+    write_shards(tmp_path / "shards", [film("z", 3, (16, 16), ("t1n", "t2w"))], units={"t1n": "a.u.", "t2w": "a.u."})
+    words = [*MODEL, *SHORT, "trainer.budget.steps=6", f"input={tmp_path / 'shards'}", f"output={tmp_path / 'run'}"]
+    assert main(["train", *words]) == 0
+    assert "epoch 0: 4 steps" in capsys.readouterr().err
