@@ -5,13 +5,15 @@ Reads   input=SHARDS      a folder of 'cinevox preprocess' or 'cinevox encode'; 
 Writes  output=RUN        config.json, checkpoints/, metrics.csv, panels/, W&B files (offline unless told otherwise)
 
 Main options
-  model=vid2vid|vid2vid_slice|regression|identity     or experiment=NAME, which sets any group
+  model=vid2vid|cyclegan|pix2pix|regression|...       or experiment=NAME, which sets any group
+  model.init=NAME|FILE|RUN                            of cyclegan: begin with pretrained generators ('cinevox weights')
   trainer.budget.minutes=N  trainer.budget.steps=N    learning rate and clip length follow the share used
   trainer.precision=auto|fp32|bf16-mixed|fp16-mixed   auto: bf16 where the hardware has it; fp16 on a GPU only
   trainer.devices=N  trainer.nodes=N                  ranks of DDP; several nodes are started by srun or torchrun
   stream.global_batch=N  stream.accumulate=N          clips per step over all ranks; in so many backward passes
   trainer.recompute=true                              less memory: activations are computed again going backward
   trainer.compile=true                                torch.compile: a slow first step, faster ones after it
+  stream.pairing=unpaired                             targets of other patients, for methods that learn from them
   stream.pairing=every_pair                           one network for all ordered pairs of the modalities at hand
   stream.clip_length  stream.clip_growth              frames of a clip, and how often it doubles
   fold=K                                              cross-validation: leave fold K for the test, the next to validate
