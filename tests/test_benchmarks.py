@@ -10,10 +10,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import intervals
+import latent_mapping
 import metrics
 import reference_flow
 import scaling
 import transfer
+from miniatures import MINIATURE as MODELS
 
 from pipeline.config import build, compose
 
@@ -34,6 +36,8 @@ MINIATURE = [
     "model.module.temporal_scales=1",
     "model.module.perceptual=null",
 ]
+
+LATENT = [*MODELS["latent_translator"], "model.module.transformer.modalities=[cbct,ct]"]
 
 
 def test_reference_flow_prints_a_row_per_kind_and_trains_nothing_twice(tiny_shards, tmp_path, capsys):
@@ -125,3 +129,12 @@ def test_transfer_trains_a_natural_pair_and_prints_a_row_per_number_of_patients(
     assert transfer.main(command) == 0  # nothing is done twice
     assert capsys.readouterr().out.splitlines()[-4:] == first.splitlines()[-4:]
     assert (tmp_path / "out" / "table.md").read_text().splitlines() == first.splitlines()[-3:]
+
+
+def test_latent_mapping_prints_what_encoding_before_saves_and_where_translating_spends_its_time(capsys):
+    latent_mapping.main(["--rounds", "1", "--sizes", "32", "--frames", "1", "2", "--threads", "1", *LATENT])
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    steps, volume = lines[2:4], {row[0]: float(row[1]) for row in lines[6:]}
+    assert [(row[1], row[2]) for row in steps] == [("1", "256"), ("2", "512")]
+    assert all(float(row[7]) > 1 and float(row[4]) > 0 for row in steps)
+    assert set(volume) == {"encoding", "mapping", "decoding", "latent mapping", "regression"}
