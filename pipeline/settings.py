@@ -268,7 +268,8 @@ class TranslateSettings(Section):
     split: Literal["train", "validation", "test", "all"]
     weights: Literal["ema", "raw"]
     label: str  # shown in tables; empty: the run's label
-    outside: float  # value outside the film and outside the mask, in the target's unit
+    outside: float  # value outside the film and outside the mask, of a target in HU
+    range: Literal["normalised", "reference"]  # of an MR target; reference: as the case's own target was normalised
     precision: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed", "bf16"]  # bf16: weights too, except the heads'
     compile: bool  # torch.compile
 

@@ -10,6 +10,8 @@ Writes  output=DIR        CASE.nii.gz on exactly the source's grid and orientati
 Main options
   source_modality=t1n  target_modality=t2w            of a model of many pairs; without them the run's own
   translate.split=test  translate.weights=ema|raw  translate.outside=-1000
+  translate.range=normalised|reference                of an MR target: [-1, 1], or between the 0.5 and 99.5 % of the
+                                                      case's own target, so that it can be scored (metrics=brats)
   translate.precision=auto|fp32|bf16-mixed|bf16       bf16: weights too, except the heads'
   translate.compile=true                              torch.compile: a slow first volume, faster ones after it
 
@@ -77,7 +79,7 @@ def run(config: Config) -> None:
     sha256 = file_sha256(path)
     settings = {
         "checkpoint": sha256,
-        "translate": config.translate.model_dump(),
+        "translate": config.translate.model_dump(exclude=_unused(config)),
         "cases": [case.case_id for case in cases],
         "input": store.index.config_hash if store else _content(cases),
     }
@@ -103,7 +105,7 @@ def run(config: Config) -> None:
             checkpoint_sha256=sha256,
             source_modality=record["source"],
             target_modality=record["target"],
-            unit=_unit(record),
+            unit=_unit(record, config),
             fold=run_fold(record) if config.translate.split == "test" and store else 0,
             cohort=cases[0].cohort,
             cases=done,
@@ -192,7 +194,7 @@ def _target(output: Path, case: SourceCase) -> Path:
 
 def _bytes(cases: list[SourceCase], record: dict[str, Any]) -> int:
     """Return the most that the cases' volumes take on disk."""
-    return sum(case.voxels for case in cases) * (2 if _unit(record) == "HU" else 4)
+    return sum(case.voxels for case in cases) * (2 if in_hu(record) else 4)
 
 
 def _content(cases: list[SourceCase]) -> dict[str, str]:
@@ -200,9 +202,20 @@ def _content(cases: list[SourceCase]) -> dict[str, str]:
     return {case.case_id: content_hash([file_sha256(Path(f)) for f in (case.source, case.mask) if f]) for case in cases}
 
 
-def _unit(record: dict[str, Any]) -> str:
-    unit = record["preprocessing"]["modalities"][record["target"]]["unit"]
-    return "HU" if unit == "HU" else "normalised"
+def _unused(config: Config) -> set[str]:
+    """Return what is left out of a claim, so that those of before there was a choice hold."""
+    return {"range"} if config.translate.range == "normalised" else set()
+
+
+def in_hu(record: dict[str, Any]) -> bool:
+    """Whether the target is in HU."""
+    return bool(record["preprocessing"]["modalities"][record["target"]]["unit"] == "HU")
+
+
+def _unit(record: dict[str, Any], config: Config) -> str:
+    if in_hu(record):
+        return "HU"
+    return "a.u." if config.translate.range == "reference" else "normalised"
 
 
 # --- There and back ----------------------------------------------------------------------------------------------
@@ -222,7 +235,7 @@ def _translator(data: dict[str, Any], config: Config) -> Callable[[SourceCase], 
         check_compiler(device)
         compile_for_inference(method)
     masked = record["preprocessing"]["outside_mask"] == "lowest"
-    in_hu = _unit(record) == "HU"
+    hu, target = in_hu(record), record["target"]
 
     def translate(case: SourceCase) -> Volume:
         prepared = case.open()
@@ -239,10 +252,16 @@ def _translator(data: dict[str, Any], config: Config) -> Callable[[SourceCase], 
                 generator=generator,
             )
         values = predicted.squeeze(1).float().cpu().numpy()
-        outside = config.translate.outside if in_hu else -1.0
-        if in_hu:
-            window = window_for(record["target"], record["preprocessing"]["window"], prepared.percentiles)
+        outside = config.translate.outside if hu else -1.0
+        if hu or config.translate.range == "reference":
+            if not hu and target not in prepared.percentiles:
+                raise DataError(
+                    f"Nothing is known of the range of '{target}' of this case",
+                    remedy="Set translate.range=normalised, or translate shards whose cases have the target too",
+                )
+            window = window_for(target, record["preprocessing"]["window"], prepared.percentiles)
             values = restore(values, window)
+            outside = outside if hu else window[0]
         volume = resample(Volume(values, prepared.film.affine), prepared.native, outside=outside)
         array = volume.array
         if masked:
@@ -250,8 +269,8 @@ def _translator(data: dict[str, Any], config: Config) -> Callable[[SourceCase], 
             film_mask = Volume(prepared.mask, prepared.film.affine)
             inside = resample(film_mask, prepared.native, outside=0, order="nearest").array
             array = np.where(inside > 0, array, np.float32(outside))
-        if in_hu:
+        if hu:
             array = np.clip(np.rint(array), -32768, 32767).astype(np.int16)
-        return Volume(array, prepared.native.affine, "HU" if in_hu else "a.u.")
+        return Volume(array, prepared.native.affine, "HU" if hu else "a.u.")
 
     return translate

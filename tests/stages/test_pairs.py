@@ -8,7 +8,7 @@ from makers import alter_index, pair, write_cohort
 
 from pipeline.__main__ import main
 from pipeline.io import read_volume
-from pipeline.records import Translation
+from pipeline.records import Scores, ShardIndex, Translation
 
 WORDS = ["model=identity", "tracking=none", "workers=1", "stream.pairing=every_pair"]
 SHORT = ["stream.clip_length=1", "stream.clip_growth=1", "trainer.budget.steps=1"]
@@ -77,3 +77,30 @@ def test_shards_at_another_spacing_than_the_modalitys_are_refused(many, tmp_path
     words = ["source_modality=t1n", "target_modality=t2w", f"output={tmp_path / 'out'}"]
     assert main(["translate", f"checkpoint={run}", f"input={other}", *words]) == 2
     assert "prepared differently" in capsys.readouterr().err
+
+
+def test_an_mr_target_in_the_range_of_the_cases_own_is_scored(many, tmp_path, capsys):
+    shards, run = many
+    words = [
+        "translate",
+        f"checkpoint={run}",
+        "source_modality=t2w",
+        "target_modality=t1n",
+        "translate.range=reference",
+    ]
+    assert main([*words, f"input={shards[1]}", f"output={tmp_path / 'out'}"]) == 0
+    record = Translation.load(tmp_path / "out")
+    (case,) = record.cases
+    assert record.unit == "a.u."
+    reference, found = (read_volume(Path(p)).array for p in (case.reference, tmp_path / "out" / case.prediction))
+    index = ShardIndex.load(shards[1])
+    low, high = next(c.percentiles["t1n"] for c in index.cases if c.case_id == case.case_id)
+    assert found.min() == pytest.approx(low, rel=1e-4) and found.max() == pytest.approx(high, rel=1e-4)
+    assert np.corrcoef(reference.ravel(), found.ravel())[0, 1] > 0.6
+    scoring = ["evaluate", "metrics=brats", "tracking=none", "workers=1", f"input={tmp_path / 'out'}"]
+    assert main([*scoring, f"output={tmp_path / 'scores'}"]) == 0
+    scores = {(s.region, s.metric): s.value for s in Scores.load(tmp_path / "scores").scores}
+    assert scores["whole", "psnr"] > 5
+    capsys.readouterr()
+    assert main([*words, f"input={case.source}", f"output={tmp_path / 'alone'}"]) == 2
+    assert "Nothing is known of the range of 't1n'" in capsys.readouterr().err
