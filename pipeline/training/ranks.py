@@ -28,6 +28,7 @@ _LAUNCHER = "CINEVOX_LAUNCHER"  # process id of the launcher that a rank belongs
 _GRACE_SECONDS = 5.0
 # EX_TEMPFAIL of sysexits.h: what was saved stays, and the same command continues. slurm/job.sh requeues such a job.
 TO_BE_CONTINUED = 75
+_LOST = ("onnection", "gloo", "imed out")  # in what torch says of ranks that are gone or hang
 
 
 class RankLostError(TrainingError):
@@ -212,7 +213,7 @@ def joined(device: torch.device, timeout_seconds: float) -> Iterator[Ranks]:
         )
         yield here
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "onnection" in str(error) or "gloo" in str(error):
+        if isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST):
             raise RankLostError(
                 f"Rank {here.rank} lost the connection to the others",
                 remedy="Another rank ended: look for its message; the same command continues",

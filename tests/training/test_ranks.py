@@ -156,6 +156,24 @@ def test_a_rank_that_the_others_never_join_is_to_be_continued(ranks_of_the_envir
     assert lost.value.exit_code == 75
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Operation timed out!",
+        "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 40000ms for recv operation to complete",
+        "Connection closed by peer [127.0.0.1]:29500",
+    ],
+)
+def test_what_torch_says_of_ranks_that_hang_or_are_gone_is_to_be_continued(said, ranks_of_the_environment):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        ranks_of_the_environment.setenv(name, value)
+    ranks_of_the_environment.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+    with pytest.raises(RankLostError, match="Rank 0 lost"), joined(torch.device("cpu"), 1):
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match="of our own"), joined(torch.device("cpu"), 1):
+        raise RuntimeError("a fault of our own")
+
+
 def test_a_global_batch_that_does_not_divide_is_refused_before_any_rank_starts(tiny_shards, tmp_path, capsys):
     command = arguments(tiny_shards, tmp_path / "run", "regression", "trainer.devices=3", "trainer.budget.steps=1")
     assert main(command) == 2
