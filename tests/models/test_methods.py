@@ -121,8 +121,11 @@ def test_the_learning_rate_is_a_function_of_the_share_alone(name):
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_a_batch_accumulated_in_parts_is_learnt_from_as_a_whole(name):
-    """In plain SGD, which shows the gradients; Adam turns the rounding of vanishing ones into random signs."""
-    states, steps = [], []
+    """In plain SGD, which shows the gradients; Adam turns the rounding of vanishing ones into random signs.
+
+    Rounding grows along a recurrent walk, on some processors more than on others: it is held against the largest step.
+    """
+    states, steps, begun = [], [], {}
     for accumulate in (1, 2):
         method = make_method(name, "ema_decay=0")
         method.accumulate, method.budget_share = accumulate, 0.4
@@ -133,12 +136,14 @@ def test_a_batch_accumulated_in_parts_is_learnt_from_as_a_whole(name):
         method.configure_optimizers = lambda groups=networks: [torch.optim.SGD(g, lr=1e-4) for g in groups]
         batch = make_batch(3, batch=4)
         batch["mask"][0, ..., 5:] = 0  # masks of other sizes
+        begun = weights_of(method)
         trainer = train(method, [batch])
         steps.append(trainer.global_step)
         states.append(weights_of(method))
     assert steps[0] == steps[1] > 0
+    largest = max(float((value - begun[key]).abs().max()) for key, value in states[0].items())
     for key, value in states[0].items():
-        assert torch.allclose(value, states[1][key], atol=1e-5, rtol=1e-4), key
+        assert float((value - states[1][key]).abs().max()) <= 1e-5 + 2e-3 * largest, (key, largest)
 
 
 def _listed(optimizers):
