@@ -4,6 +4,7 @@ import shutil
 
 import torch
 from makers import state
+from miniatures import MINIATURE
 
 from pipeline.__main__ import VERBS, main
 from pipeline.networks.resnet_generator import ResnetGenerator
@@ -20,6 +21,12 @@ TRAIN = [
     "trainer.panels=false",
     "stream.clip_length=1",
     "stream.clip_growth=1",
+]
+AUTOENCODER = [
+    "model=latent_autoencoder",
+    *MINIATURE["latent_autoencoder"],
+    "stream.pairing=modalities",
+    *(word for word in TRAIN if not word.startswith("model")),
 ]
 JOBS = ("submit", "status", "cancel", "sweep")  # read records alone; what they start is one of the other verbs
 REPORT = ["report.films=false", "report.cases=1", "report.panels=1"]  # pictures take most of a report's time
@@ -40,6 +47,8 @@ def commands(at):
         ["convert", "convert.store=zarr", f"input={at / 'shards'}", f"output={at / 'zarr'}"],
         ["verify", f"input={at / 'zarr'}"],
         ["train", *TRAIN, f"input={at / 'zarr'}", f"output={at / 'run'}"],
+        ["train", *AUTOENCODER, f"input={at / 'shards'}", f"output={at / 'autoencoder'}"],
+        ["encode", f"checkpoint={at / 'autoencoder'}", f"input={at / 'shards'}", f"output={at / 'latents'}"],
         [
             "translate",
             "translate.split=all",

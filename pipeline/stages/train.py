@@ -122,6 +122,8 @@ def run(config: Config) -> None:
     """Train a method, or continue training it."""
     output, trainer = config.output, config.trainer
     assert output is not None
+    if config.stream.pairing == "modalities":  # what is validated is its own source, too
+        config = config.model_copy(update={"source": config.target})
     launching = must_launch(trainer.devices, trainer.nodes)
     device = device_for(trainer.accelerator)
     precision = resolve_precision(trainer.precision, device)
