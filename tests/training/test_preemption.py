@@ -60,7 +60,7 @@ def test_told_as_the_fit_begins_it_saves_after_one_step(tiny_shards, tmp_path, m
     """Lightning takes SIGTERM there, and would end the fit with an exception."""
     monkeypatch.setattr(Budget, "on_train_start", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
-        main(arguments(tiny_shards, tmp_path / "run", "regression", *EXTRA))
+        main(arguments(tiny_shards, tmp_path / "run", "regression", *EXTRA, "trainer.budget.steps=40"))
     assert ended.value.code == 75
     assert "Told to stop by SIGTERM: saved at step 1;" in capsys.readouterr().err
     assert checkpoint(tmp_path / "run")["progress"]["step"] == 1
