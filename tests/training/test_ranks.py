@@ -196,6 +196,7 @@ KILLED = [
 ]
 
 
+@pytest.mark.long  # two minutes; and 20 and 100 kills stand beside it
 def test_a_killed_rank_ends_the_run_which_then_goes_on_to_the_same_end(tiny_shards, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     extra = [*KILLED, "trainer.budget.steps=6"]

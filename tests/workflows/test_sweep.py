@@ -193,7 +193,8 @@ def test_a_members_settings_take_the_place_of_the_common_ones_and_its_experiment
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_folder() / "sweep").glob("*.yaml")))
 def test_every_sweep_that_ships_is_valid(name, tmp_path):
-    words = ["experiment=phantom_ct", f"sweep={name}"]
+    alone = name == "cyclegan_transfer"  # its members are of one experiment, which sets the data too
+    words = [f"experiment={name if alone else 'phantom_ct'}", f"sweep={name}"]
     config = compose(words).model_copy(update={"output": tmp_path})
     if name == "none":
         with pytest.raises(ConfigError, match="no members"):
