@@ -37,7 +37,7 @@ from pipeline.stream.shard import Film
 from pipeline.stream.store import SliceStore, is_whole, write_shard
 from pipeline.tracking.stage import track_stage
 from pipeline.training.checkpoint import load_checkpoint, load_method
-from pipeline.training.precision import autocast, device_for, resolve_precision
+from pipeline.training.precision import Precision, autocast, device_for, resolve_precision
 
 _LARGEST = 32000  # of int16, as for MR
 
@@ -68,14 +68,16 @@ def run(config: Config) -> None:
         if config.dry_run:
             return
         encoder = method.encoder_hash()
-        decides = {"encoder": encoder, "shards": index.config_hash, "precision": config.translate.precision}
+        device = device_for(config.trainer.accelerator)
+        precision = resolve_precision(config.translate.precision, device)
+        decides = {"encoder": encoder, "shards": index.config_hash, "precision": precision}
         claim = claim_output(output, "encode", decides)
         names = [Path(shard.file).stem for shard in index.shards]
         if claim.finished and (output / ShardIndex.FILE).is_file() and all(_note(output, n, quick=True) for n in names):
             say(f"'{output}' is finished already; nothing to do")
             return
         check_free_space(output, bytes_)
-        encode = _Encoder(method, data["cinevox"], config)
+        encode = _Encoder(method, data["cinevox"], device, precision)
         for number, name in enumerate(track(names, "encode")):
             if _note(output, name) is None:
                 _write(store, number, name, output, encode, channels)
@@ -105,10 +107,9 @@ def _latent_shape(method: Any, index: ShardIndex) -> tuple[int, tuple[int, int]]
 class _Encoder:
     """Turns stored slices of a case into latents, prepared as those that the autoencoder was trained on."""
 
-    def __init__(self, method: Any, record: dict[str, Any], config: Config) -> None:
-        self.device = device_for(config.trainer.accelerator)
-        self.precision = resolve_precision(config.translate.precision, self.device)
-        self.method = lay_out(method.to(self.device), self.device)
+    def __init__(self, method: Any, record: dict[str, Any], device: torch.device, precision: Precision) -> None:
+        self.device, self.precision = device, precision
+        self.method = lay_out(method.to(device), device)
         self.preparation = record["preprocessing"]
 
     def __call__(self, film: NDArray[np.int16], mask: NDArray, modality: str, case: ShardCase) -> NDArray[np.float32]:

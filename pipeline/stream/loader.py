@@ -199,8 +199,7 @@ class ClipLoader:
             **_names(self.sequence, indices),
             **unpaired,
             "sample_index": torch.from_numpy(indices),
-            "spacing_mm": self.store.index.spacing_mm,
-            **self._modalities(indices),
+            **self._pairs(indices),
         }
 
     def _channels(self, name: str, film: torch.Tensor) -> torch.Tensor:
@@ -210,12 +209,17 @@ class ClipLoader:
         film = film.unflatten(2, (latents.channels, latents.size[0]))
         return film[:, :, :1] if name.endswith("mask") else film
 
-    def _modalities(self, indices: NDArray[np.int64]) -> dict[str, Any]:
-        """Return the names of source and target: of the whole batch, or a list of each clip's own."""
-        if not self.sequence.pairs:
-            return {"source_modality": self.source, "target_modality": self.target}
-        sources, targets = zip(*(self.sequence.pairs[index] for index in indices), strict=True)
-        return {"source_modality": list(sources), "target_modality": list(targets)}
+    def _pairs(self, indices: NDArray[np.int64]) -> dict[str, Any]:
+        """Return source, target and spacing: of the whole batch, or lists of each clip's own."""
+        pairs = (
+            [self.sequence.pairs[index] for index in indices] if self.sequence.pairs else [(self.source, self.target)]
+        )
+        columns = {
+            "source_modality": [source for source, _ in pairs],
+            "target_modality": [target for _, target in pairs],
+            "spacing_mm": [self.store.spacing_mm(source) for source, _ in pairs],
+        }
+        return columns if self.sequence.pairs else {name: values[0] for name, values in columns.items()}
 
 
 def _names(sequence: ClipSequence, indices: NDArray[np.int64], prefix: str = "") -> dict[str, Any]:

@@ -30,6 +30,7 @@ from pipeline.locks import lock
 from pipeline.members import shared, together
 from pipeline.progress import say
 from pipeline.settings import Config
+from pipeline.training.ranks import this_rank
 from pipeline.workflows.command import TO_BE_CONTINUED, ended, start
 
 
@@ -45,7 +46,7 @@ def run(config: Config) -> None:
     """Train what is missing of the three stages.
 
     Raises:
-        ConfigError: A stage's settings are not valid.
+        ConfigError: A stage's settings are not valid, or ranks were started from outside.
         TrainingError: A command failed, with its own words.
     """
     assert config.output is not None
@@ -55,6 +56,13 @@ def run(config: Config) -> None:
         for link in links:
             sys.stdout.write(shlex.join(["cinevox", link.verb, *link.words, f"output={link.output}"]) + "\n")
         return
+    if (ranks := this_rank().count) > 1:
+        raise ConfigError(
+            "Three stages start the ranks of their trainings themselves, and ranks were started from outside",
+            value=f"{ranks} ranks",
+            allowed="one process, with trainer.devices=N",
+            remedy="On several nodes submit the stages one after another; --dry-run prints their commands",
+        )
     top = config.output.absolute()
     top.mkdir(parents=True, exist_ok=True)
     held = lock(top / ".chain.lock", f"The chain in '{config.output}'")

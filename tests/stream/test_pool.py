@@ -41,7 +41,11 @@ def test_one_network_learns_every_pair_of_both(folders):
         words = ["stream.pairing=every_pair", "stream.clip_length=3", "stream.clip_growth=1", "stream.global_batch=2"]
         data = ClipDataModule(store, configuration(*words))
         assert sorted(data.pairs) == [("cbct", "ct"), ("ct", "cbct"), ("t1n", "t2w"), ("t2w", "t1n")]
-        seen = {case for batch in data.train_dataloader() for case in batch["case_id"]}
+        seen = set()
+        for batch in data.train_dataloader():
+            seen |= set(batch["case_id"])
+            heads = [(3.0, 1.5, 1.5) if name[0] == "t" else (1.0, 1.0, 1.0) for name in batch["source_modality"]]
+            assert batch["spacing_mm"] == heads
         assert seen == {"a", "b", "c"}
 
 

@@ -106,6 +106,15 @@ def test_a_stage_that_cannot_work_is_refused_before_the_first_one_starts(place, 
     assert not (tmp_path / "out").exists()
 
 
+def test_ranks_that_were_started_from_outside_do_not_each_run_the_chain(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = [word for word in command(place) if not word.startswith("output=")]
+    assert main([*words, f"output={tmp_path / 'out'}"]) == 2
+    assert "Found: 2 ranks" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_dry_run_prints_every_command_and_writes_nothing(place, tmp_path, capsys):
     words = [word for word in command(place) if not word.startswith("output=")]
     assert main([*words, f"output={tmp_path / 'out'}", "--dry-run"]) == 0
