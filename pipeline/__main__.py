@@ -51,8 +51,7 @@ USAGE = """cinevox VERB [name=value ...] [-i INPUT] [-o OUTPUT] [--dry-run] [--d
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; return 0, 2 (the user's error) or 1 (ours)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Threads that wait spin for a moment, then sleep: beside another busy process endless spinning
-    # made a step several times slower, and no spinning at all doubled it on a quiet machine.
+    # Threads that wait spin for a moment: endless spinning slows a busy machine's steps, none those of a quiet one.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     debug = "--debug" in arguments
     try:
@@ -100,7 +99,7 @@ def _dispatch(arguments: list[str]) -> int:
     for name in needed:
         if not getattr(config, name) and not (name == "input" and config.shards_url):
             raise ConfigError(f"'cinevox {verb}' needs {name}=PATH")
-    if len(config.input) > 1 and verb not in MANY_INPUTS:
+    if len(config.input) > 1 and (config.work or verb) not in MANY_INPUTS:
         raise ConfigError(f"'cinevox {verb}' takes one input", value=len(config.input))
     if config.part and verb not in IN_PARTS:
         raise ConfigError(f"'cinevox {verb}' does not work in parts", allowed=", ".join(IN_PARTS))

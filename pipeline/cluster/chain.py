@@ -12,8 +12,9 @@ from pipeline.parts import VERBS as IN_PARTS
 from pipeline.settings import Config
 
 # What one job can do for itself; the others read or write no folder of their own.
-VERBS = ("cohort", "simulate", "preprocess", "convert", "train", "translate", "evaluate", "report")
-_GPU = ("train", "translate")
+VERBS = ("cohort", "simulate", "preprocess", "convert", "encode", "train", "translate", "evaluate", "report")
+_GPU = ("encode", "train", "translate")
+_FROM_A_SERVER = ("train", "translate")
 # How what a job needs must have ended, in SLURM's words: well, anyhow (a join lists what failed), or well in the task
 # of the same number.
 OK, ANY, CORRESPONDING = "afterok", "afterany", "aftercorr"
@@ -93,13 +94,17 @@ def single(config: Config, overrides: Sequence[str]) -> list[Job]:
     if config.work not in VERBS:
         known = ", ".join(("chain", "sweep", *VERBS))
         raise ConfigError("Nothing that can be submitted", value=config.work, allowed=known)
-    if config.shards_url and config.work not in _GPU:
-        raise ConfigError(f"'cinevox {config.work}' reads folders only", value="an address", allowed=", ".join(_GPU))
+    if config.shards_url and config.work not in _FROM_A_SERVER:
+        allowed = ", ".join(_FROM_A_SERVER)
+        raise ConfigError(f"'cinevox {config.work}' reads folders only", value="an address", allowed=allowed)
     assert config.output is not None
     words = [
         f"{name}={path.absolute()}"
         for name in ("input", "checkpoint", "prediction", "reference", "mask", "prediction_labels", "reference_labels")
         for path in _paths(config, name)
+    ]
+    words += [
+        f"{name}={getattr(config, name)}" for name in ("source_modality", "target_modality") if getattr(config, name)
     ]
     if config.shards_url:
         words.append(f"input={config.shards_url}")

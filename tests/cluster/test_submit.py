@@ -236,6 +236,22 @@ def test_a_single_verb_that_works_in_parts_is_an_array_and_a_join(verb, slurm, t
     assert not any(word.startswith(("--array", "part=")) for word in slurm.calls("sbatch")[0])
 
 
+def test_the_pair_of_modalities_reaches_the_job_and_latents_are_made_on_a_gpu(slurm, tmp_path):
+    for name in ("run", "shards", "more"):
+        (tmp_path / name).mkdir()
+    paths = [f"checkpoint={tmp_path / 'run'}", f"input={tmp_path / 'shards'}"]
+    pair = ["source_modality=t1n", "target_modality=t2w"]
+    words = ["submit", "translate", "cluster=example", "cluster.parts=1", *pair, *paths]
+    assert main([*words, f"output={tmp_path / 'out'}"]) == 0
+    assert main(["submit", "encode", "cluster=example", *paths, f"output={tmp_path / 'latents'}"]) == 0
+    both = [paths[1], f"input={tmp_path / 'more'}"]
+    assert main(["submit", "train", *TRAINING, "trainer.budget.steps=2", *both, f"output={tmp_path / 'trained'}"]) == 0
+    translate, encode, train = slurm.calls("sbatch")
+    assert set(both) <= set(train)
+    assert set(pair) <= set(translate)
+    assert "encode" in encode and "--partition=gpu" in encode and set(paths) <= set(encode)
+
+
 def test_cancel_ends_what_has_not_ended(slurm, tmp_path, capsys):
     assert submit(tmp_path / "chain") == 0
     slurm.queue("101|N/A|COMPLETED|None", "102|4-8,11%2|PENDING|Dependency", "102|1|RUNNING|None")
