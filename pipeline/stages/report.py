@@ -49,7 +49,7 @@ def run(config: Config) -> None:
         say(f"Would report {', '.join(scores.methods()) or 'no method'} into '{config.output}'; nothing written.")
         return
     settings: dict[str, Any] = {
-        "report": config.report.model_dump(mode="json"),
+        "report": config.report.model_dump(mode="json", exclude=set() if config.report.notes else {"notes"}),
         "inputs": [content_hash(part.model_dump(mode="json")) for part in parts],
     }
     claim = claim_output(config.output, "report", settings)

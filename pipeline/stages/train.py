@@ -228,13 +228,18 @@ def _bytes(config: Config, store: SliceStore, method: pl.LightningModule, output
 
 
 def _deciding(config: Config, store: SliceStore) -> dict[str, Any]:
-    """Return the settings and the data that decide what is learnt."""
+    """Return the settings and the data that decide what is learnt.
+
+    A choice that is not made leaves no trace, so that runs from before there was one go on.
+    """
     settings = {key: value for key, value in public(config).items() if key not in _FREE}
     settings["model"] = {k: v for k, v in settings["model"].items() if k not in _REPEATED_MODEL}
     settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in _FREE_TRAINER}
-    if config.trainer.strategy == "ddp":  # so that runs from before there was a choice go on
+    if config.trainer.strategy == "ddp":
         settings["trainer"].pop("strategy")
     settings["stream"] = {k: v for k, v in settings["stream"].items() if k not in _FREE_STREAM}
+    if not config.stream.pairs:
+        settings["stream"].pop("pairs")
     if isinstance(store, RemoteStore):  # its order is another one than that of the same shards in a folder
         settings["stream"]["remote_shuffle"] = config.stream.remote.shuffle
     return {**settings, "shards": store.index.config_hash}

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from makers import configuration
 
 from pipeline.__main__ import main
 from pipeline.stages import train
+from pipeline.stream.store import SliceStore
 
 REGRESSION = ["model=regression", "model.module.network.widths=[4,8]", "model.module.network.residual_units=1"]
 VID2VID = [
@@ -338,3 +340,12 @@ def test_an_interrupted_run_says_how_to_go_on(tiny_shards, tmp_path):
     assert running.returncode == 130, message
     assert "the same command continues" in message
     assert torch.load(last, weights_only=True)["progress"]["step"] >= 1
+
+
+def test_a_choice_that_is_not_made_leaves_no_trace_so_that_older_runs_go_on(tiny_shards):
+    with SliceStore(tiny_shards) as store:
+        plain = train._deciding(configuration(), store)
+        chosen = train._deciding(configuration("stream.pairing=every_pair", "stream.pairs=['t1n:ct']"), store)
+    assert not {"pairs", "remote", "remote_shuffle"} & set(plain["stream"])
+    assert "strategy" not in plain["trainer"] and not {"init", "weights"} & set(plain["model"])
+    assert chosen["stream"]["pairs"] == ["t1n:ct"]
