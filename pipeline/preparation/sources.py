@@ -126,7 +126,8 @@ def _of_shards(store: SliceStore, record: dict[str, Any], config: Config) -> lis
         def located(kind: str, owner: Any = case) -> str:
             return str(cohort.path(owner.volumes[kind]).resolve()) if cohort and owner and kind in owner.volumes else ""
 
-        mask = case.masks.get("field_of_view") if case else None
+        kind = next((name for name in ("field_of_view", "body") if case and name in case.masks), "")
+        mask = case.masks[kind] if case and kind else None
         found.append(
             SourceCase(
                 shard_case.case_id,
@@ -136,7 +137,7 @@ def _of_shards(store: SliceStore, record: dict[str, Any], config: Config) -> lis
                 source=located(record["source"]),
                 reference=located(record["target"]),
                 mask=str(cohort.path(mask).resolve()) if cohort and mask else "",
-                mask_kind="field_of_view" if mask else "",
+                mask_kind="given" if kind == "body" else kind,  # a body that was given is all that is scored
                 cohort=cohort.name if cohort else "",
             )
         )

@@ -261,7 +261,7 @@ def _translator(data: dict[str, Any], config: Config) -> Callable[[SourceCase], 
                 )
             window = window_for(target, record["preprocessing"]["window"], prepared.percentiles)
             values = restore(values, window)
-            outside = outside if hu else window[0]
+            outside = outside if hu else record["preprocessing"]["modalities"][target]["padding"]
         volume = resample(Volume(values, prepared.film.affine), prepared.native, outside=outside)
         array = volume.array
         if masked:
