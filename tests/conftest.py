@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores; before torch is imported
 os.environ["WANDB_MODE"] = "disabled"  # stages track by default; tests/tracking/ switches it on
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
