@@ -9,7 +9,7 @@ translate.range=reference puts it (metrics=brats). Keys with a dot are settings 
 finished is not done again.
 
 Writes FOLDER/SOURCE-TARGET/{NAME,scores}, FOLDER/report-hu, FOLDER/report-mr (all pairs in one page each) and
-FOLDER/table.md. Region mask.
+FOLDER/table.md. A pair's region is the first that it has of mask, body and whole.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathlib import Path
 from pipeline.records import Scores, ShardIndex
 from pipeline.training.checkpoint import load_checkpoint
 
-REGION = "mask"
+REGIONS = ("mask", "body", "whole")
 # Unit of the target: the words of the verbs, and the columns with their digits.
 HU = (["metrics=synthrad2025"], {"mae": 1, "psnr": 2, "ssim": 4, "slice_continuity": 1})
 MR = (["metrics=brats"], {"mae": 4, "psnr": 2, "ssim": 4, "slice_continuity": 4})
-HEAD = ("pair", "model", "MAE", "PSNR (dB)", "SSIM", "slice continuity")
+HEAD = ("pair", "region", "model", "MAE", "PSNR (dB)", "SSIM", "slice continuity")
 
 
 def main(words: list[str]) -> None:
@@ -74,17 +74,15 @@ def main(words: list[str]) -> None:
 
 def rows(pair: str, names: list[str], columns: dict[str, int], scores: Scores) -> Iterator[str]:
     """Yield the pair's rows: the mean over test patients."""
+    region = next(r for r in REGIONS if any(summary.region == r for summary in scores.summary))
     for name in names:
         means = {
             summary.metric: summary.mean
             for summary in scores.summary
-            if summary.method == f"{pair}: {name}" and summary.region == REGION and not summary.cohort
+            if summary.method == f"{pair}: {name}" and summary.region == region and not summary.cohort
         }
-        yield (
-            "| "
-            + " | ".join([pair, name, *(f"{means[metric]:.{digits}f}" for metric, digits in columns.items())])
-            + " |"
-        )
+        cells = (f"{means[metric]:.{digits}f}" for metric, digits in columns.items())
+        yield "| " + " | ".join([pair, region, name, *cells]) + " |"
 
 
 def cinevox(verb: str, *words: str) -> None:

@@ -30,6 +30,7 @@ from pipeline.locks import lock
 from pipeline.members import shared, together
 from pipeline.progress import say
 from pipeline.settings import Config
+from pipeline.stream_settings import AugmentSettings
 from pipeline.training.ranks import this_rank
 from pipeline.workflows.command import TO_BE_CONTINUED, ended, start
 
@@ -114,7 +115,10 @@ def chain(config: Config, overrides: Sequence[str]) -> list[Link]:
 
     autoencoder, translator, decoder = (top / name for name in ("autoencoder", "translator", "decoder"))
     first = words("autoencoder", stages.autoencoder)
-    second = words("translator", stages.translator, f"model.module.autoencoder_checkpoint={quoted(autoencoder)}")
+    # Latents cannot be augmented, whatever the experiment of the data says of its slices.
+    as_encoded = [f"stream.augment.{name}=0" for name in AugmentSettings.model_fields]
+    start = f"model.module.autoencoder_checkpoint={quoted(autoencoder)}"
+    second = words("translator", stages.translator, *as_encoded, start)
     third = words("decoder", stages.decoder, f"model.module.translator_checkpoint={quoted(translator)}")
     return [
         Link("train", [*first, *slices], autoencoder),

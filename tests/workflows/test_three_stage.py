@@ -20,6 +20,7 @@ STAGES = ("autoencoder", "translator", "decoder")
 COMMON = ["experiment=latent_three_stage", "tracking=none", "workers=1", "source=t1n", "target=t2w"]
 COMMON += ["stream.clip_length=2", "stream.clip_limit=2", "stream.clip_growth=1", "trainer.threads=1"]
 COMMON += ["trainer.budget.minutes=0", "trainer.budget.steps=2"]
+COMMON += ["stream.augment.shift_pixels=1"]  # as experiments of data have it: of slices, not of latents
 
 
 def stage(name: str, *more: str) -> str:
