@@ -4,7 +4,8 @@
 
 Reads cohort.json (or the folder that holds it). Writes for every scan CASE/cbct.nii.gz and CASE/ct.nii.gz (int16 HU
 on one film-ordered grid), CASE/field_of_view.nii.gz, pictures/CASE.png, and a new cohort.json with the same patients
-and splits. A volume longer than one scan becomes several cases (CASE_s1, CASE_s2, ...) or is cropped to its middle.
+and splits. A case's other modalities (MR, in the CT's frame of reference) are put on the scan's grid, its own CBCT is
+left behind. A volume longer than one scan becomes several cases (CASE_s1, CASE_s2, ...) or is cropped to its middle.
 
 A CT that cuts the body sideways is flagged; where more than a quarter of a lateral face is body, the case is left
 out with its reason, the others go on, and the command ends with exit code 2. A killed run continues.
@@ -277,6 +278,9 @@ class _Work:
 
     def _write(self, case: Case, name: str, flags: list[str], scan: Scan) -> Case:
         volumes = {"cbct": scan.cbct, "ct": scan.ct}
+        for kind, file in case.volumes.items():
+            if kind not in volumes:
+                volumes[kind] = _onto(self._read(case, file, file.unit), scan.ct.grid)
         masks = {"field_of_view": scan.field_of_view}
         for mask, file in case.masks.items():
             if mask not in masks:  # what was known about the case is kept, on the scan's grid
@@ -304,6 +308,13 @@ class _Work:
         if self.config.simulate.pictures:
             files.append(self.output / "pictures" / f"{name}.png")
         return record if all(file.is_file() for file in files) else None
+
+
+def _onto(volume: Volume, grid: Grid) -> Volume:
+    """Return another modality on the scan's grid, 0 where it was not imaged, in its own dtype."""
+    moved = resample(volume, grid, outside=0)
+    kept = volume.array.dtype
+    return moved.with_array(np.rint(moved.array).astype(kept) if np.issubdtype(kept, np.integer) else moved.array)
 
 
 def _cut(body: NDArray[np.bool_], case_id: str) -> list[str]:
@@ -345,7 +356,9 @@ def _content(case: Case) -> dict[str, Any]:
     """Return what of a case decides the output: not where its files lie."""
     ct = case.volumes.get("ct")
     masks = {name: file.sha256 for name, file in case.masks.items()}
+    others = {kind: file.sha256 for kind, file in case.volumes.items() if kind not in ("ct", "cbct")}
     return {
+        **({"others": others} if others else {}),
         "case": case.case_id,
         "patient": case.patient,
         "split": case.split,
@@ -358,10 +371,9 @@ def _content(case: Case) -> dict[str, Any]:
 
 def _notes(cohort: Cohort) -> list[str]:
     without = [case.case_id for case in cohort.cases if "ct" not in case.volumes]
-    dropped = sorted({m for case in cohort.cases for m in case.volumes if m != "ct"})
     notes = []
-    if dropped:
-        notes.append(f"Only CT is simulated from; dropped: {', '.join(dropped)}.")
+    if any("cbct" in case.volumes for case in cohort.cases):
+        notes.append("The cohort's own CBCT is not in the new cohort.")
     if without:
         notes.append(f"{len(without)} case(s) without CT are not in the new cohort: {', '.join(without[:8])}.")
     return notes

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from makers import body, configuration, film_affine, write_cohort
 
 from pipeline.errors import ArtifactError, ConfigError, DataError
-from pipeline.geometry import Volume
+from pipeline.geometry import Volume, grid_difference, reorder
 from pipeline.io import read_volume
 from pipeline.records import Cohort
 from pipeline.simulation.bodies import with_soft_tissue
@@ -103,11 +103,17 @@ def test_a_slightly_cut_body_is_flagged(tmp_path):
     assert any("cuts the body" in flag and "left face" in flag for flag in case.flags)
 
 
-def test_other_modalities_are_dropped_with_a_note_and_a_cohort_without_ct_is_refused(tmp_path):
-    both = write_cohort(tmp_path / "both", {"a": {"ct": body(), "t1n": body(1)}, "b": {"t1n": body(2)}})
-    cohort = run(both, tmp_path / "out")
-    assert [c.case_id for c in cohort.cases] == ["a"] and set(cohort.cases[0].volumes) == {"ct", "cbct"}
-    assert any("t1n" in note for note in cohort.made_by["notes"]) and any("b" in n for n in cohort.made_by["notes"])
+def test_other_modalities_come_along_on_the_scans_grid_and_a_cohort_without_ct_is_refused(tmp_path):
+    mr = Volume((body(1).array + 1000).astype(np.int16), body(1).affine, "a.u.")
+    cases = {"a": {"ct": body(), "cbct": body(3), "t1n": mr}, "b": {"t1n": body(2)}}
+    cohort = run(write_cohort(tmp_path / "both", cases, units={"t1n": "a.u."}), tmp_path / "out", "simulate.axial=crop")
+    (case,) = cohort.cases
+    assert case.case_id == "a" and set(case.volumes) == {"ct", "cbct", "t1n"} and case.volumes["t1n"].unit == "a.u."
+    ct, cbct, t1n = (read_volume(cohort.path(case.volumes[m]), "a.u.") for m in ("ct", "cbct", "t1n"))
+    assert grid_difference(ct.grid, t1n.grid, tolerance_mm=1e-4) == "" and t1n.array.dtype == np.int16
+    np.testing.assert_array_equal(cbct.array, ct.array - 10)  # simulated, not the one that was there
+    assert np.corrcoef(t1n.array.ravel(), reorder(mr).array.ravel())[0, 1] > 0.99
+    assert any("CBCT" in note for note in cohort.made_by["notes"]) and any("b" in n for n in cohort.made_by["notes"])
     none = write_cohort(tmp_path / "none", {"a": {"t1n": body()}})
     with pytest.raises(DataError, match="no CT"):
         run(none, tmp_path / "nothing")
