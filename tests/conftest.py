@@ -6,10 +6,15 @@ import shutil
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores; before torch is imported
 os.environ["WANDB_MODE"] = "disabled"  # stages track by default; tests/tracking/ switches it on
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

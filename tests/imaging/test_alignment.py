@@ -36,7 +36,7 @@ def moved(image, shift_mm, order=3):
     return ndimage.shift(image, np.divide(shift_mm, MM), order=order, mode="nearest").astype(np.float32)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(st.tuples(*[st.floats(-9, 9)] * 3), st.booleans())
 def test_a_shift_is_found_between_contrasts_to_a_part_of_a_voxel(shift, inverted):
     tissue = anatomy()

@@ -71,7 +71,7 @@ def test_spacings_that_differ_by_float32_are_the_same():
     np.testing.assert_array_equal(stored, volume.array[:, 4:15, 20:33])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.tuples(*[st.floats(0.7, 4)] * 3), st.tuples(*[st.integers(1, 40)] * 2))
 def test_a_body_that_does_not_fit_names_a_size_that_does_and_never_a_smaller_one(spacing, size):
     volume, mask = case()
@@ -146,7 +146,7 @@ def test_outside_the_volume_is_air():
     assert to_stored(volume, grid)[0][:, :, 0].tolist() == [[50, -1024], [60, -1024], [-1024, -1024], [-1024, -1024]]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(arrays.arrays(np.float32, (5, 3, 2), elements=st.floats(-1e6, 1e6, width=32)), st.floats(1e-3, 1e3))
 def test_mr_comes_back_within_half_a_step(values, gain):
     volume = Volume(values * np.float32(gain), film_affine(), "a.u.")

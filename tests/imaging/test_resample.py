@@ -69,7 +69,7 @@ def test_a_linear_ramp_is_reproduced_inside_whatever_the_step(step, axis):
     np.testing.assert_allclose(np.moveaxis(out, axis, 2)[0, 0], expected, atol=2e-4 * step)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.tuples(*[st.floats(0, 4)] * 3), st.tuples(*[st.floats(0.2, 1.0)] * 3), st.sampled_from(["SPL", "RAS", "PLI"]))
 def test_upsampling_agrees_with_an_independent_interpolation(start, step, axes):
     target = onto(start, step, (5, 5, 5), volume())

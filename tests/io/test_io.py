@@ -31,7 +31,7 @@ def make(dtype=np.int16, shape=(4, 5, 6)):
     return Volume(array, affine)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     axes=st.sampled_from(AXES),
     spacing=st.tuples(*[st.floats(0.2, 8)] * 3),

@@ -144,7 +144,7 @@ def test_known_values():
 finite = arrays(np.float64, (7, 7, 8), elements=st.floats(-1000, 2000, width=32))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(p=finite, r=finite)
 def test_symmetry(p, r):
     for name in NAIVE:
@@ -154,7 +154,7 @@ def test_symmetry(p, r):
             assert there[0] == pytest.approx(back[0], rel=1e-9, abs=1e-9)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(r=finite)
 def test_identity(r):
     assert value("mae", r, r) == 0
@@ -166,7 +166,7 @@ def test_identity(r):
     assert number == pytest.approx(1) if np.ptp(r) else "constant" in reason
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(shift=st.floats(-300, 300), scale=st.floats(0.5, 3))
 def test_shift(shift, scale):
     rng = np.random.default_rng(5)

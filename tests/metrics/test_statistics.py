@@ -90,7 +90,7 @@ def test_the_normal_interval_of_a_thousand_patients_is_that_of_the_bootstrap():
 
 
 @given(PATIENTS, st.randoms(use_true_random=False))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_interval_is_inside_the_values_and_blind_to_their_order(values, random):
     low, high = bootstrap_interval(values)
     slack = 1e-9 * (1 + max(map(abs, values)))
@@ -129,7 +129,7 @@ def brute_force(differences):
 
 
 @given(st.lists(st.integers(-4, 4), min_size=6, max_size=10))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_signed_rank_is_exact_with_ties_and_zeros(differences):
     p, note = signed_rank(differences)
     zeros = differences.count(0)
@@ -207,7 +207,7 @@ def test_a_cohort_is_a_family_of_its_own():
 
 
 @given(PATIENTS, st.floats(1, 100))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_the_same_shift_of_both_methods_changes_no_test(values, shift):
     other = list(reversed(values))
 

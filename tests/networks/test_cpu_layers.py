@@ -32,7 +32,7 @@ def gradients(network, images):
     return [result.detach(), *found]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(1, 5),

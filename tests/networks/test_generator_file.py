@@ -125,7 +125,7 @@ def files(tmp_path_factory) -> list[Path]:
 
 
 @given(share=st.floats(0, 0.999), which=st.integers(0, 1))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_truncated_file_is_refused(files, share, which):
     content = files[which].read_bytes()
     cut = files[which].with_name("cut.pth.partial")

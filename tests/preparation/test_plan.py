@@ -36,7 +36,7 @@ def test_thick_slices_take_the_tenth_percentile():
     assert "along the slices the 10th percentile" in made.reasons[0]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.floats(40, 600), st.floats(40, 600), st.floats(0.5, 4)), min_size=1, max_size=6))
 def test_size_holds_every_body_and_16_pixels_less_would_not(bodies):
     cases = [case((3.0, mm, mm), (200.0, rows, columns)) for rows, columns, mm in bodies]

@@ -33,7 +33,7 @@ def test_limits_of_agreement_are_those_of_all_voxels_of_all_cases():
     assert np.array_equal(merged.joint["a"], agreement.joint["a"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_counts_are_those_of_numpy(seed):
     rng = np.random.default_rng(seed)

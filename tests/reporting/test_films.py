@@ -38,7 +38,7 @@ def values(film, kind):
     return np.where(codes > 0, track.low + (codes - 1) * track.step, np.nan)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.tuples(*[st.integers(1, 6)] * 3), st.integers(0, 2**32 - 1), st.sampled_from([1, 40, 4096, 32767]))
 def test_packing_is_lossless(shape, seed, largest):
     codes = np.random.default_rng(seed).integers(0, largest, shape, endpoint=True).astype(np.uint16)

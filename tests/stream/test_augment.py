@@ -138,7 +138,7 @@ def test_shading_is_smooth_and_has_no_offset():
     assert abs(once.shading_hu.mean()) < 1e-3
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     offset=st.floats(0, 500),
     gain=st.floats(0, 0.5),

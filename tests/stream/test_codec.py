@@ -23,7 +23,6 @@ def decoded(member, like):
     return out
 
 
-@settings(deadline=None)
 @given(images, st.sampled_from(CODECS))
 def test_an_image_survives_the_round_trip_and_the_bytes_are_stable(image, codec):
     member = encode(image, NAME, codec)
@@ -71,7 +70,7 @@ def test_no_cut_and_no_appended_byte_goes_unnoticed(name, codec):
         decoded(member + b"\0", image)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data(), st.sampled_from(CODECS))
 def test_several_altered_bytes_are_an_error_or_harmless(data, codec):
     image = IMAGES["smooth"]

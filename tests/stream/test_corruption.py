@@ -114,7 +114,7 @@ def damaged(data, content, start, stop):
 
 
 @pytest.mark.parametrize(("kind", "of"), CLASSES)
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_goes_unnoticed(folders, kind, of, data):
     folder = folders[kind]

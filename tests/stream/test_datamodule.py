@@ -226,7 +226,7 @@ def test_the_sequence_of_samples_is_the_same_whatever_the_ranks_and_the_accumula
 
 
 @given(st.sampled_from(DIVISIONS), st.sampled_from(DIVISIONS), st.integers(0, 4), st.sampled_from(PAIRINGS))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_run_goes_on_exactly_on_another_number_of_ranks(long_store, before, after, stop, pairing):
     whole = walk(every_rank(long_store, 1, 1, pairing=pairing), 5)
     first = every_rank(long_store, *before, pairing=pairing)

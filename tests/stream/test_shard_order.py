@@ -33,7 +33,7 @@ def test_a_buffer_shuffles_without_loss_and_looks_no_further_than_its_size(count
         assert found.tolist() == list(range(count))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 20), min_size=2, max_size=12),
     st.integers(1, 3),

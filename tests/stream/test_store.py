@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from makers import alter_index, film, write_shards
 
@@ -106,7 +106,6 @@ def test_webdataset_reads_every_slice_in_order_with_all_of_its_parts(shards):
             assert sample[part].dtype == expected_slice.dtype
 
 
-@settings(deadline=None)
 @given(st.sampled_from(FILMS), st.data(), st.sets(st.sampled_from(PARTS), min_size=1))
 def test_any_clip_of_any_parts_is_the_films(shards, one, data, names):
     start = data.draw(st.integers(0, len(one.mask) - 1))

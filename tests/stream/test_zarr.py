@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorstore
 import zarr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from makers import alter_index, film, write_shards
 from numcodecs import blosc
@@ -43,7 +43,6 @@ def chunk(folder, case_id="a", part="ct", number=0):
     return folder / f"shard-{number:05d}.zarr" / case_id / part / "c.0.0.0"
 
 
-@settings(deadline=None)
 @given(one=st.sampled_from(FILMS), data=st.data(), names=st.sets(st.sampled_from(PARTS), min_size=1))
 def test_any_clip_of_any_parts_is_the_films(shards, one, data, names):
     start = data.draw(st.integers(0, len(one.mask) - 1))
