@@ -39,7 +39,7 @@ demo: $(STAMP)  ## phantoms -> simulated CBCT -> shards -> vid2vid -> report, in
 	@echo "The report: $(abspath $(DEMO))/report/report.html"
 
 test: $(STAMP)  ## needs nothing but Python
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not real and not browser and not slurm and not long"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not real and not browser and not slurm and not long"
 
 test-all: test  ## and what needs real volumes, a browser or SLURM
 	$(BIN)/python -m pytest -m "(real or browser or slurm) and not long"
