@@ -352,11 +352,14 @@ class Vid2Vid(Translator):
         kept = {name: values for name, values in terms.items() if self.weights[name]}
         return {f"{name}_loss": self.weights[name] * torch.stack(values).mean() for name, values in kept.items()}
 
-    def walk(self, network: nn.Module, source: torch.Tensor) -> Iterator[Frame]:
-        """Yield the frames of (batch, frames, channels, height, width) one by one, keeping only the last few."""
+    def walk(self, network: nn.Module, source: torch.Tensor, known: Sequence[torch.Tensor] = ()) -> Iterator[Frame]:
+        """Yield the frames of (batch, frames, channels, height, width) one by one, keeping only the last few.
+
+        Those of the first slices may be ``known``: they are the past of the others and are not made again.
+        """
         count = self.generator.past
-        past: list[torch.Tensor] = []
-        for time in range(source.shape[1]):
+        past = [*known][-count:]
+        for time in range(len(known), source.shape[1]):
             low = max(time - count, 0)
             window = source[:, low : time + 1].to(self.device)
             frame = self._advance(network, window, past, time - low)
@@ -374,15 +377,25 @@ class Vid2Vid(Translator):
         generator: torch.Generator | None = None,
         samples: int = 1,
     ) -> torch.Tensor:
-        """Translate a volume by walking its film from the first slice; see ``Translator.translate``."""
+        """Translate a volume by walking its film; see ``Translator.translate``.
+
+        The walk begins at the slice with the most of the mask, up to the last and then down to the first: where the
+        mask grows from slice to slice, as at the ends of a cone beam, the past would bring its dark outside along.
+        """
         self.only_one(samples)
         network = self.averaged(self.generator)
         channels = self.generator.channels_out
         result = torch.empty((source.shape[0], channels, *source.shape[2:]), device=source.device)
         with evaluating(network):
             if self.recurrent:
-                for index, frame in enumerate(self.walk(network, source[None])):
+                start = 0 if mask is None else int(mask.flatten(1).sum(1).argmax())
+                known: list[torch.Tensor] = []
+                for index, frame in enumerate(self.walk(network, source[None, start:]), start):
                     result[index] = frame.image[0].clamp(-1, 1).to(result.device)
+                    known = [frame.image, *known] if len(known) < self.generator.past else known
+                down = source[None, : start + len(known)].flip(1)
+                for index, frame in enumerate(self.walk(network, down, known), 1):
+                    result[start - index] = frame.image[0].clamp(-1, 1).to(result.device)
             else:
                 for slices, kept in zip(source.split(SLICES_AT_ONCE), result.split(SLICES_AT_ONCE), strict=True):
                     kept.copy_(self._alone(network, slices.to(self.device)).clamp(-1, 1))

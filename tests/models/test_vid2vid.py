@@ -344,3 +344,32 @@ def test_a_long_film_needs_no_more_memory_than_a_short_one():
     assert result.shape == film.shape
     # The result takes 2.4 MiB; activations of all frames would take over 100.
     assert grown < 30_000
+
+
+@pytest.mark.parametrize("start", [0, 3, 7])
+def test_the_walk_begins_where_the_mask_is_largest_and_the_way_down_knows_what_lies_above(start):
+    """A mask that grows along the walk would bring the dark outside of the past along."""
+    method = make_method("vid2vid")
+    film = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.zeros_like(film)
+    for index in range(8):
+        mask[index, :, : 32 - 2 * abs(index - start)] = 1
+    found = method.translate(film, mask, **MODALITIES)
+    torch.testing.assert_close(found[start:], method.translate(film[start:], **MODALITIES))
+    changed = film.clone()
+    changed[:start] = -changed[:start]
+    below = method.translate(changed, mask, **MODALITIES)
+    assert torch.equal(below[start:], found[start:])  # nothing above knows what lies below
+    assert not start or not torch.allclose(below[:start], found[:start])
+    if start:  # the past of the first slice below is what was made above it
+        above = film.clone()
+        above[start] = -above[start]
+        assert not torch.allclose(method.translate(above, mask, **MODALITIES)[start - 1], found[start - 1])
+    assert method.generator.past == 2
+    if start == 3:
+        network, seeds = method.averaged(method.generator), []
+        with torch.no_grad():
+            network.eval()
+            seeds = [frame.image for frame in method.walk(network, film[None, start:])][:2][::-1]
+            down = [f.image[0].clamp(-1, 1) for f in method.walk(network, film[None, :5].flip(1), seeds)]
+        torch.testing.assert_close(torch.stack(down).flip(0), found[:start])
