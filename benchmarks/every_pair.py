@@ -15,10 +15,11 @@ FOLDER/table.md. A pair's region is the first that it has of mask, body and whol
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from methods import cinevox
 
 from pipeline.records import Scores, ShardIndex
 from pipeline.training.checkpoint import load_checkpoint
@@ -45,7 +46,10 @@ def main(words: list[str]) -> None:
     for source, target in sorted(set().union(*trained.values())):
         if wanted and f"{source}:{target}" not in wanted:
             continue
-        (folder,) = [folder for folder, index in indices.items() if {source, target} <= set(index.modalities)]
+        holding = [folder for folder, index in indices.items() if {source, target} <= set(index.modalities)]
+        if len(holding) != 1:
+            raise SystemExit(f"{len(holding)} of the shard folders hold {source} and {target}: one is wanted")
+        folder = holding[0]
         in_hu = indices[folder].modalities[target].unit == "HU"
         (profile, columns), place = (HU if in_hu else MR), output / f"{source}-{target}"
         able = {name: run for name, run in runs.items() if (source, target) in trained[name]}
@@ -83,13 +87,6 @@ def rows(pair: str, names: list[str], columns: dict[str, int], scores: Scores) -
         }
         cells = (f"{means[metric]:.{digits}f}" for metric, digits in columns.items())
         yield "| " + " | ".join([pair, region, name, *cells]) + " |"
-
-
-def cinevox(verb: str, *words: str) -> None:
-    """Run one command; end with its exit code where it fails."""
-    command = [sys.executable, "-m", "pipeline", verb, *words]
-    if code := subprocess.run(command, check=False, stdout=sys.stderr).returncode:
-        raise SystemExit(code)
 
 
 if __name__ == "__main__":

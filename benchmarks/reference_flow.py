@@ -31,7 +31,9 @@ from pipeline.imaging.optical_flow import dis_flow
 from pipeline.metrics.continuity import slice_continuity
 from pipeline.metrics.intensity import mae
 from pipeline.metrics.pair import Pair
+from pipeline.models.film_walk import walk
 from pipeline.models.vid2vid import Vid2Vid
+from pipeline.networks.vid2vid_generator import Vid2VidGenerator
 from pipeline.networks.warp import warp
 from pipeline.settings import Config
 from pipeline.stream.loader import physical_frames
@@ -107,19 +109,22 @@ def reference_flow(method: Vid2Vid, film: Film) -> torch.Tensor:
 
 @torch.no_grad()
 def measure(run: Path, films: list[Film], spacing_mm: tuple[float, float, float]) -> Row:
-    """Walk the test films with a finished run's averaged weights."""
+    """Translate the test films with a finished run's averaged weights, and walk them up once more for the flow."""
     data = load_checkpoint(run)
     method = load_method(data).to(device_for("auto"))
     assert isinstance(method, Vid2Vid)
-    network = method.averaged(method.generator)
+    network, pair = (
+        method.averaged(method.generator),
+        {f"{k}_modality": data["cinevox"][k] for k in ("source", "target")},
+    )
+    assert isinstance(network, Vid2VidGenerator)
     values: list[tuple[float, ...]] = []
     for film in films:
-        frames = list(method.walk(network, film.source[None]))
-        predicted = torch.cat([frame.image for frame in frames]).clamp(-1, 1).cpu()
-        flow = torch.cat([frame.flow for frame in frames[1:] if frame.flow is not None]).cpu()
+        predicted = method.translate(film.source, torch.from_numpy(film.mask).unsqueeze(1).float(), **pair)
+        flow = torch.cat([f.flow.cpu() for f in walk(network, film.source[None], method.device) if f.flow is not None])
         prediction, target = (restore(images.squeeze(1).numpy(), film.window) for images in (predicted, film.target))
-        pair = Pair(prediction, target, film.mask, spacing_mm)
-        scores = (metric(pair) for metric in (mae, slice_continuity))
+        scored = Pair(prediction, target, film.mask, spacing_mm)
+        scores = (metric(scored) for metric in (mae, slice_continuity))
         errors = (photometric_error(film, field) for field in (flow, reference_flow(method, film)))
         values.append((*scores, *errors))
     progress = data["progress"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import every_pair
 import intervals
 import latent_mapping
 import metrics
@@ -17,6 +18,7 @@ import scaling
 import transfer
 from miniatures import MINIATURE as MODELS
 
+from pipeline.__main__ import main
 from pipeline.config import build, compose
 
 MINIATURE = [
@@ -138,3 +140,31 @@ def test_latent_mapping_prints_what_encoding_before_saves_and_where_translating_
     assert [(row[1], row[2]) for row in steps] == [("1", "256"), ("2", "512")]
     assert all(float(row[7]) > 1 and float(row[4]) > 0 for row in steps)
     assert set(volume) == {"encoding", "mapping", "decoding", "latent mapping", "regression"}
+
+
+def test_every_pair_is_translated_scored_and_reported_for_the_runs_that_have_it(
+    tiny_shards, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(every_pair, "cinevox", lambda verb, *words: main([verb, "tracking=none", "workers=1", *words]))
+    for name, words in {"both": ["stream.pairing=every_pair"], "one": []}.items():
+        run = [
+            "model=identity",
+            "tracking=none",
+            "source=t1n",
+            "trainer.budget.steps=1",
+            "stream.clip_length=1",
+            *words,
+        ]
+        assert main(["train", *run, "stream.clip_growth=1", f"input={tiny_shards}", f"output={tmp_path / name}"]) == 0
+    capsys.readouterr()
+    runs = [f"{name}={tmp_path / name}" for name in ("both", "one")]
+    every_pair.main([f"input={tiny_shards}", f"output={tmp_path / 'out'}", *runs, "translate.precision=fp32"])
+    table = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    pairs = [row[:3] for row in table[1:]]
+    assert pairs == [["ct to t1n", "whole", "both"], ["t1n to ct", "body", "both"], ["t1n to ct", "body", "one"]]
+    assert table[2][3:] == table[3][3:] and float(table[2][3]) > 1  # two identities, in HU
+    assert 0 < float(table[1][3]) < 1  # MR, between the reference's percentiles
+    for report in ("report-hu", "report-mr"):
+        assert (tmp_path / "out" / report / "report.html").is_file()
+    with pytest.raises(SystemExit, match="0 of the shard folders hold ct and t1n"):
+        every_pair.main([f"output={tmp_path / 'out'}", *runs])

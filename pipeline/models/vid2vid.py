@@ -7,7 +7,7 @@ films without a given first frame, so that no target frame is ever shown to the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from pipeline.losses.flow import FLOW_TERMS, composition_terms
 from pipeline.losses.reconstruction import masked_l1
 from pipeline.losses.registration import RegistrationLoss
 from pipeline.models.adam import Adam
+from pipeline.models.film_walk import advance, alone, walk_both_ways
 from pipeline.models.reference_flow import References, references
 from pipeline.models.translator import Batch, Translator, Update, evaluating, frozen, grown, linear_decay, total_loss
 from pipeline.models.vid2vid_checks import check_clips, check_settings
@@ -252,35 +253,17 @@ class Vid2Vid(Translator):
     def _generate(self, source: torch.Tensor, done: Sequence[torch.Tensor], times: Sequence[int]) -> list[Frame]:
         """Generate the frames of a window, given those of the earlier windows."""
         if not self.recurrent:
-            together = self._alone(self.generator, source[:, list(times)].flatten(0, 1))
+            together = alone(self.generator, source[:, list(times)].flatten(0, 1))
             return [Frame(image, image, None, None) for image in together.unflatten(0, (-1, len(times))).unbind(1)]
         past, frames = list(done), []
+        fixed = self.budget_share < self.fix_coarse_share
         through = grown(self.backpropagate_frames, self.backpropagate_growth, self.budget_share)
         for index, time in enumerate(times):
             if index % through == 0:
                 past = [frame.detach() for frame in past]
-            frames.append(self._advance(self.generator, source, past, time))
+            frames.append(advance(self.generator, source, past, time, fix_coarse=fixed))
             past.append(frames[-1].image)
         return frames
-
-    def _advance(self, network: nn.Module, source: torch.Tensor, past: Sequence[torch.Tensor], time: int) -> Frame:
-        """Generate frame ``time`` of (batch, frames, channels, height, width); before the first, it is repeated."""
-        count = self.generator.past
-        stack = source[:, [max(time - back, 0) for back in range(count, -1, -1)]].flatten(1, 2)
-        shape = (source.shape[0], self.generator.channels_out, *source.shape[-2:])
-        recent = list(past[-count:])
-        zeros = [torch.zeros(shape, device=source.device)] * (count - len(recent))
-        fixed = self.budget_share < self.fix_coarse_share
-        frame: Frame = network(stack, torch.cat([*zeros, *recent], 1), compose=bool(recent), fix_coarse=fixed)
-        return frame
-
-    def _alone(self, network: nn.Module, slices: torch.Tensor) -> torch.Tensor:
-        """Generate slices (batch, channels, height, width) that know nothing of one another."""
-        count = self.generator.past
-        channels = count * self.generator.channels_out
-        zeros = torch.zeros((slices.shape[0], channels, *slices.shape[-2:]), device=slices.device)
-        image: torch.Tensor = network(slices.repeat(1, count + 1, 1, 1), zeros, compose=False).image
-        return image
 
     def _image_terms(
         self, source: torch.Tensor, target: torch.Tensor, images: torch.Tensor, raw: torch.Tensor | None
@@ -352,20 +335,6 @@ class Vid2Vid(Translator):
         kept = {name: values for name, values in terms.items() if self.weights[name]}
         return {f"{name}_loss": self.weights[name] * torch.stack(values).mean() for name, values in kept.items()}
 
-    def walk(self, network: nn.Module, source: torch.Tensor, known: Sequence[torch.Tensor] = ()) -> Iterator[Frame]:
-        """Yield the frames of (batch, frames, channels, height, width) one by one, keeping only the last few.
-
-        Those of the first slices may be ``known``: they are the past of the others and are not made again.
-        """
-        count = self.generator.past
-        past = [*known][-count:]
-        for time in range(len(known), source.shape[1]):
-            low = max(time - count, 0)
-            window = source[:, low : time + 1].to(self.device)
-            frame = self._advance(network, window, past, time - low)
-            past = [*past, frame.image][-count:]
-            yield frame
-
     @torch.no_grad()
     def translate(
         self,
@@ -379,26 +348,22 @@ class Vid2Vid(Translator):
     ) -> torch.Tensor:
         """Translate a volume by walking its film; see ``Translator.translate``.
 
-        The walk begins at the slice with the most of the mask, up to the last and then down to the first: where the
-        mask grows from slice to slice, as at the ends of a cone beam, the past would bring its dark outside along.
+        The walk begins at the slice with the most of the mask: where the mask grows from slice to slice, as at the
+        ends of a cone beam, the past would bring its dark outside along.
         """
         self.only_one(samples)
         network = self.averaged(self.generator)
-        channels = self.generator.channels_out
+        assert isinstance(network, Vid2VidGenerator)
+        channels = network.channels_out
         result = torch.empty((source.shape[0], channels, *source.shape[2:]), device=source.device)
         with evaluating(network):
             if self.recurrent:
                 start = 0 if mask is None else int(mask.flatten(1).sum(1).argmax())
-                known: list[torch.Tensor] = []
-                for index, frame in enumerate(self.walk(network, source[None, start:]), start):
+                for index, frame in walk_both_ways(network, source[None], start, self.device):
                     result[index] = frame.image[0].clamp(-1, 1).to(result.device)
-                    known = [frame.image, *known] if len(known) < self.generator.past else known
-                down = source[None, : start + len(known)].flip(1)
-                for index, frame in enumerate(self.walk(network, down, known), 1):
-                    result[start - index] = frame.image[0].clamp(-1, 1).to(result.device)
             else:
                 for slices, kept in zip(source.split(SLICES_AT_ONCE), result.split(SLICES_AT_ONCE), strict=True):
-                    kept.copy_(self._alone(network, slices.to(self.device)).clamp(-1, 1))
+                    kept.copy_(alone(network, slices.to(self.device)).clamp(-1, 1))
         return result
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -61,6 +61,7 @@ from pipeline.tracking.stage import track_stage
 _CASE_FILE = "case.json"
 _CALIBRATION_FILE = "calibration.json"
 _BYTES_PER_VOXEL = 5  # two int16 volumes and a uint8 mask, before compression
+_BYTES_PER_OTHER = 4  # at most, of another modality
 
 
 def run(config: Config) -> None:
@@ -82,14 +83,15 @@ def run(config: Config) -> None:
         )
     cases, bodies = as_bodies(cases, config)
     names = scan_names(cases, config)
-    voxels = sum(
+    size = sum(
         math.prod((extent.stop - extent.start, *film_grid(_grid(case), config.simulate.spacing_mm).shape[1:]))
+        * (_BYTES_PER_VOXEL + _BYTES_PER_OTHER * len(_others(case)))
         for case in cases
         for extent in scans_of(_grid(case), config.simulate)
     )
     total = sum(len(ids) for ids in names.values())
     if config.dry_run:
-        say(f"Would simulate {total} scan(s) of {len(cases)} case(s) into '{output}', below {_size(voxels)}.")
+        say(f"Would simulate {total} scan(s) of {len(cases)} case(s) into '{output}', below {size / 1e6:.0f} MB.")
         return
     settings = {
         "simulate": config.simulate.model_dump(mode="json"),
@@ -105,7 +107,7 @@ def run(config: Config) -> None:
     if working:
         claim.share()
         cases = share_of(cases, config.part)
-    check_free_space(output, voxels * _BYTES_PER_VOXEL)
+    check_free_space(output, size)
     started = time.monotonic()
     work = _Work(config, cohort, output, bodies)
     done: list[Case] = []
@@ -278,9 +280,8 @@ class _Work:
 
     def _write(self, case: Case, name: str, flags: list[str], scan: Scan) -> Case:
         volumes = {"cbct": scan.cbct, "ct": scan.ct}
-        for kind, file in case.volumes.items():
-            if kind not in volumes:
-                volumes[kind] = _onto(self._read(case, file, file.unit), scan.ct.grid)
+        for kind, file in _others(case).items():
+            volumes[kind] = _onto(self._read(case, file, file.unit), scan.ct.grid)
         masks = {"field_of_view": scan.field_of_view}
         for mask, file in case.masks.items():
             if mask not in masks:  # what was known about the case is kept, on the scan's grid
@@ -352,11 +353,16 @@ def _grid(case: Case) -> Grid:
     return Grid(record.shape, np.vstack([np.asarray(record.affine, float), [0, 0, 0, 1]]))
 
 
+def _others(case: Case) -> dict[str, VolumeFile]:
+    """Return what of a case comes along: all but the CT, and a CBCT, in whose place the simulated one comes."""
+    return {kind: file for kind, file in case.volumes.items() if kind not in ("ct", "cbct")}
+
+
 def _content(case: Case) -> dict[str, Any]:
     """Return what of a case decides the output: not where its files lie."""
     ct = case.volumes.get("ct")
     masks = {name: file.sha256 for name, file in case.masks.items()}
-    others = {kind: file.sha256 for kind, file in case.volumes.items() if kind not in ("ct", "cbct")}
+    others = {kind: file.sha256 for kind, file in _others(case).items()}
     return {
         **({"others": others} if others else {}),
         "case": case.case_id,
@@ -386,7 +392,3 @@ def _refuse(refused: list[Excluded], output: Path) -> None:
             value=refused[0].reason,
             remedy="The other cases are finished and can be used",
         )
-
-
-def _size(voxels: int) -> str:
-    return f"{voxels * _BYTES_PER_VOXEL / 1e6:.0f} MB"

@@ -9,6 +9,7 @@ from model_making import draw_head, make_batch, make_film, make_method, modaliti
 
 from pipeline.config import conf_folder
 from pipeline.errors import ConfigError
+from pipeline.models.film_walk import alone
 from pipeline.training.memory import recompute_activations
 
 # Lightning's own, about a class of torch.utils that torch renamed.
@@ -143,7 +144,7 @@ def test_a_batch_accumulated_in_parts_is_learnt_from_as_a_whole(name):
     assert steps[0] == steps[1] > 0
     largest = max(float((value - begun[key]).abs().max()) for key, value in states[0].items())
     for key, value in states[0].items():
-        assert float((value - states[1][key]).abs().max()) <= 1e-5 + 1e-2 * largest, (key, largest)
+        assert float((value - states[1][key]).abs().max()) <= 1e-5 + 5e-3 * largest, (key, largest)
 
 
 def _listed(optimizers):
@@ -188,7 +189,7 @@ def test_recomputed_activations_save_memory_and_change_no_number(name):
             recompute_activations(method)
         numbers: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, n=numbers: n.append(t.numel()) or t, lambda t: t):
-            _ = method.network(film) if name == "regression" else method._alone(method.generator, film)
+            _ = method.network(film) if name == "regression" else alone(method.generator, film)
         kept.append(sum(numbers))
         train(method, [make_batch(3)])
         states.append(weights_of(method))
