@@ -151,8 +151,8 @@ def run(config: Config) -> None:
         # A run that goes on needs no file any more; a new one is refused before it has a folder.
         start = {} if any((output / FOLDER).glob("*.ckpt")) else method.begin()
         if this_rank().first and not has_launcher():
-            size = sum(p.numel() for p in method.parameters())
-            say(f"{config.model.name}: {size / 1e6:.2f} M parameters; {len(data.slices)} training films")
+            size = sum(p.numel() for p in method.parameters() if p.requires_grad)  # averages are not trained
+            say(f"{config.model.name}: {size / 1e6:.2f} M parameters to train; {len(data.slices)} training films")
             for what, origin in start.items():
                 say(f"  {what}: {origin}")
         if config.dry_run:
