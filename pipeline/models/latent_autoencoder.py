@@ -94,7 +94,7 @@ class LatentAutoencoder(Translator):
             )
         check_judge(discriminator, autoencoder)
         self.autoencoder, self.discriminator, self.perceptual = autoencoder, discriminator, perceptual
-        self.weights, self.resumed = weights, False
+        self.weights = weights
         self.distance = distance
         self.weight_perceptual, self.weight_kl, self.weight_gan = weight_perceptual, weight_kl, weight_gan
         self.gan_start = gan_start
@@ -111,18 +111,19 @@ class LatentAutoencoder(Translator):
         checkpoint["draws"] = self._draws
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note that the weights are this training's own; see ``Translator``."""
+        """Go on with the noise where it was; see ``Translator``."""
         super().on_load_checkpoint(checkpoint)
         self._draws = int(checkpoint.get("draws", 0))
-        self.resumed = True
 
-    def on_fit_start(self) -> None:
-        """Take the public weights where the training is new."""
-        if self.weights and not self.resumed:
-            public = read_inner_weights(Path(self.weights), ("model", "state_dict"), ("loss.", "logvar"))
-            self.autoencoder.take_public(public)
-            if self.ema is not None:
-                self.ema.module.load_state_dict(self.autoencoder.state_dict())
+    def begin(self) -> dict[str, str]:
+        """Take the public weights; see ``Translator.begin``."""
+        if not self.weights:
+            return {}
+        public = read_inner_weights(Path(self.weights), ("model", "state_dict"), ("loss.", "logvar"))
+        self.autoencoder.take_public(public)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(self.autoencoder.state_dict())
+        return {"autoencoder": f"from '{self.weights}'"}
 
     def training_step(self, batch: Batch, step: int) -> None:
         """Learn from all slices of (batch, frames, channels, height, width)."""

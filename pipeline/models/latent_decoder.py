@@ -6,7 +6,6 @@ Source: Liang et al., Medical Physics 2025 (doi 10.1002/mp.17912) for the stage;
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -90,30 +89,21 @@ class LatentDecoder(Translator):
         self.autoencoder, self.transformer = autoencoder.requires_grad_(False), transformer.requires_grad_(False)
         self.autoencoder.decoder.requires_grad_(True)
         self.discriminator, self.perceptual = discriminator, perceptual
-        self.translator_checkpoint, self.resumed = translator_checkpoint, False
+        self.translator_checkpoint = translator_checkpoint
         self.weight_perceptual, self.weight_gan, self.gan_start = weight_perceptual, weight_gan, gan_start
         self.learning_rate, self.warm_up, self.max_norm = learning_rate, warm_up, max_norm
         self.adaptive = AdaptiveWeight(weight_gan)
         self.register_buffer("latent_std", torch.ones(()))
         self.start_ema(autoencoder.decoder, ema_decay)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note that the weights are this training's own; see ``Translator``."""
-        super().on_load_checkpoint(checkpoint)
-        self.resumed = True
-
-    def on_fit_start(self) -> None:
-        """Take the networks of stage 2 where the training is new, else see that they are still the same ones.
+    def begin(self) -> dict[str, str]:
+        """Take the networks of stage 2; see ``Translator.begin``.
 
         Raises:
-            ConfigError: A new training without ``translator_checkpoint``.
-            ArtifactError: It is damaged, of other sizes, or not the one that the training began with.
+            ConfigError: No ``translator_checkpoint``.
+            ArtifactError: It is damaged, or of other sizes.
         """
         place = Path(self.translator_checkpoint)
-        if self.resumed:
-            if self.translator_checkpoint and place.exists():
-                refuse_another(self.transformer, read_network(place, "ema.module", "transformer"), "translator")
-            return
         if not self.translator_checkpoint:
             raise ConfigError(
                 "The latent decoder needs a trained translator",
@@ -124,6 +114,17 @@ class LatentDecoder(Translator):
         self.latent_std.copy_(read_buffer(place, "latent_std"))
         if self.ema is not None:
             self.ema.module.load_state_dict(self.autoencoder.decoder.state_dict())
+        return {"autoencoder and transformer": f"from '{place}'"}
+
+    def on_fit_start(self) -> None:
+        """See that stage 2, where it is still there, is the one that the training began with.
+
+        Raises:
+            ArtifactError: It is another one.
+        """
+        place = Path(self.translator_checkpoint)
+        if self.translator_checkpoint and place.exists():
+            refuse_another(self.transformer, read_network(place, "ema.module", "transformer"), "translator")
 
     def training_step(self, batch: Batch, step: int) -> None:
         """Learn from all slices of (batch, frames, channels, height, width)."""

@@ -17,7 +17,6 @@ from pipeline.models.latents import (
     check_channels,
     encoder_hash,
     fill,
-    hash_of_encoder,
     latents_of,
     pairs_of,
     refuse_another,
@@ -82,7 +81,7 @@ class LatentTranslator(Translator):
             )
         check_channels(autoencoder, transformer)
         self.autoencoder, self.transformer = autoencoder.requires_grad_(False), transformer
-        self.autoencoder_checkpoint, self.resumed = autoencoder_checkpoint, False
+        self.autoencoder_checkpoint = autoencoder_checkpoint
         self.distance, self.learning_rate, self.weight_decay = distance, learning_rate, weight_decay
         self.warm_up, self.max_norm = warm_up, max_norm
         self.register_buffer("latent_std", torch.ones(()))
@@ -102,18 +101,13 @@ class LatentTranslator(Translator):
         self._scale_given = True
 
     def learn_from_latents(self, std: float, encoder: str) -> None:
-        """Take batches of latents that were divided by ``std``; see ``Translator``.
-
-        Raises:
-            ArtifactError: The autoencoder of stage 1 did not make them.
-        """
+        """Take batches of latents that were divided by ``std``; see ``Translator``."""
         self.set_latent_scale(std)
         self._encoder = encoder
-        place = Path(self.autoencoder_checkpoint)
-        if self.autoencoder_checkpoint and place.exists():  # else it is seen to when the weights are here
-            self._check_encoder(hash_of_encoder(read_network(place, "ema.module", "autoencoder")))
 
-    def _check_encoder(self, found: str) -> None:
+    def _check_encoder(self) -> None:
+        """Refuse latents that the autoencoder did not make."""
+        found = encoder_hash(self.autoencoder)
         if self._encoder not in ("", found):
             raise ArtifactError(
                 "These latents were made by another encoder",
@@ -132,35 +126,36 @@ class LatentTranslator(Translator):
                 remedy="Raise stream.clip_length, or lower model.module.transformer.frames",
             )
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note that the weights are this training's own; see ``Translator``."""
-        super().on_load_checkpoint(checkpoint)
-        self.resumed = True
-
-    def on_fit_start(self) -> None:
-        """Take the autoencoder of stage 1 where the training is new, else see that it is still the same one.
+    def begin(self) -> dict[str, str]:
+        """Take the autoencoder of stage 1; see ``Translator.begin``.
 
         Raises:
-            ConfigError: A new training without ``autoencoder_checkpoint``.
-            ArtifactError: It is damaged, of other sizes, not the one that the training began with, or did not make the
-                latents that the training reads.
+            ConfigError: No ``autoencoder_checkpoint``.
+            ArtifactError: It is damaged, of other sizes, or did not make the latents that the training reads.
         """
         place = Path(self.autoencoder_checkpoint)
-        if self.resumed:
-            if self.autoencoder_checkpoint and place.exists():
-                refuse_another(self.autoencoder, read_network(place, "ema.module", "autoencoder"), "autoencoder")
-            self._check_encoder(encoder_hash(self.autoencoder))
-            return
         if not self.autoencoder_checkpoint:
             raise ConfigError(
                 "The latent translator needs a trained autoencoder",
                 remedy="Train model=latent_autoencoder, and set model.module.autoencoder_checkpoint=RUN",
             )
         fill(self.autoencoder, read_network(place, "ema.module", "autoencoder"), "autoencoder")
-        self._check_encoder(encoder_hash(self.autoencoder))
+        self._check_encoder()
         spread = read_buffer(place, "latent_std")
         if not self._scale_given and spread > 0:
             self.latent_std.copy_(spread)
+        return {"autoencoder": f"from '{place}'"}
+
+    def on_fit_start(self) -> None:
+        """See that stage 1, where it is still there, is the one that the training began with, and made the latents.
+
+        Raises:
+            ArtifactError: It is another one, or did not.
+        """
+        place = Path(self.autoencoder_checkpoint)
+        if self.autoencoder_checkpoint and place.exists():
+            refuse_another(self.autoencoder, read_network(place, "ema.module", "autoencoder"), "autoencoder")
+        self._check_encoder()
 
     def training_step(self, batch: Batch, step: int) -> None:
         """Learn from windows of (batch, frames, channels, height, width), pixels or latents."""

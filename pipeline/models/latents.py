@@ -153,13 +153,8 @@ def refuse_another(network: nn.Module, state: Mapping[str, torch.Tensor], what: 
 
 def encoder_hash(network: KLAutoencoder) -> str:
     """Return the SHA-256 of what decides a latent: the encoder's weights, whatever device and memory format."""
-    return hash_of_encoder(network.state_dict())
-
-
-def hash_of_encoder(state: Mapping[str, torch.Tensor]) -> str:
-    """Return ``encoder_hash`` of the autoencoder that has this state."""
     digest = hashlib.sha256()
-    for name, weight in sorted(state.items()):
+    for name, weight in sorted(network.state_dict().items()):
         if name.startswith(("encoder.", "quant_conv.")):
             digest.update(name.encode())
             digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())

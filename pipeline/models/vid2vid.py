@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -147,7 +146,7 @@ class Vid2Vid(Translator):
         self.fix_coarse_share, self.gan, self.decay_start = fix_coarse_share, gan, decay_start
         self.learning_rate, self.learning_rate_flow = learning_rate, learning_rate_flow
         self.two_time_scales = two_time_scales
-        self.coarse_checkpoint, self.resumed = coarse_checkpoint, False
+        self.coarse_checkpoint = coarse_checkpoint
         self.temporal_discriminators = nn.ModuleList()
         if temporal_discriminator is not None:
             self.temporal_discriminators.extend(copy.deepcopy(temporal_discriminator) for _ in range(temporal_scales))
@@ -170,17 +169,14 @@ class Vid2Vid(Translator):
         """Refuse clips in which the flow or the temporal terms could never be computed; see ``Translator``."""
         check_clips(self, clip_length, longest)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note that the weights are this training's own; see ``Translator``."""
-        super().on_load_checkpoint(checkpoint)
-        self.resumed = True
-
-    def on_fit_start(self) -> None:
-        """Take the coarser scales from ``coarse_checkpoint`` where the training is new."""
-        if self.coarse_checkpoint and not self.resumed:
-            self.generator.load_coarser(read_network(Path(self.coarse_checkpoint), "generator"))
-            if self.ema is not None:
-                self.ema.module.load_state_dict(self.generator.state_dict())
+    def begin(self) -> dict[str, str]:
+        """Take the coarser scales of ``coarse_checkpoint``; see ``Translator.begin``."""
+        if not self.coarse_checkpoint:
+            return {}
+        self.generator.load_coarser(read_network(Path(self.coarse_checkpoint), "generator"))
+        if self.ema is not None:
+            self.ema.module.load_state_dict(self.generator.state_dict())
+        return {"coarser scales": f"from '{self.coarse_checkpoint}'"}
 
     def training_step(self, batch: Batch, step: int) -> None:
         """Walk one batch of clips (batch, frames, channels, height, width) in windows and learn from each."""

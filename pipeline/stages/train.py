@@ -60,6 +60,7 @@ from pipeline.training.checkpoint import (
     copies_to_come,
     describe,
     newest_valid,
+    to_go_on_from,
 )
 from pipeline.training.compilation import check_compiler, compile_networks
 from pipeline.training.epoch_line import EpochLine
@@ -149,7 +150,7 @@ def run(config: Config) -> None:
         if trainer.recompute:
             recompute_activations(method)
         # A run that goes on needs no file any more; a new one is refused before it has a folder.
-        start = {} if any((output / FOLDER).glob("*.ckpt")) else method.begin()
+        start = {} if to_go_on_from(output) else method.begin()
         if this_rank().first and not has_launcher():
             size = sum(p.numel() for p in method.parameters() if p.requires_grad)  # averages are not trained
             say(f"{config.model.name}: {size / 1e6:.2f} M parameters to train; {len(data.slices)} training films")

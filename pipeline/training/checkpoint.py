@@ -147,6 +147,13 @@ def load_checkpoint(place: Path) -> dict[str, Any]:
     return data
 
 
+def to_go_on_from(run: Path) -> list[Path]:
+    """Return the checkpoints that a run can go on from, the furthest first; the best one is none of them."""
+    folder = run / FOLDER
+    kept = sorted(folder.glob("step-*.ckpt"), reverse=True)
+    return [path for path in (folder / LAST, folder / PREVIOUS, *kept) if path.exists()]
+
+
 def newest_valid(run: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the furthest checkpoint of a run that can be read, with its content; None where there is none at all.
 
@@ -155,12 +162,8 @@ def newest_valid(run: Path) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         CheckpointError: There are checkpoints, and none can be read.
     """
-    folder = run / FOLDER
-    kept = sorted(folder.glob("step-*.ckpt"), reverse=True)
     refused: CheckpointError | None = None
-    for path in (folder / LAST, folder / PREVIOUS, *kept):
-        if not path.exists():
-            continue
+    for path in to_go_on_from(run):
         try:
             data = load_checkpoint(path)
         except CheckpointError as error:

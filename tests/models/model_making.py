@@ -38,7 +38,7 @@ def make_method(name: str, *overrides: str, seed: int = 0) -> Translator:
     torch.manual_seed(seed)
     method = build(node)
     if begins:
-        method.on_fit_start()
+        method.begin()
     return method
 
 

@@ -160,7 +160,7 @@ def test_a_training_starts_from_public_weights_once(tmp_path):
     overrides = (f"weights={tmp_path / 'kl.ckpt'}",)
     method = autoencoder(*overrides)
     assert not same(weights_of(method.autoencoder), weights_of(public))
-    method.on_fit_start()
+    assert method.begin() == {"autoencoder": f"from '{tmp_path / 'kl.ckpt'}'"}
     assert same(weights_of(method.autoencoder), weights_of(public))
     assert same(weights_of(method.ema.module), weights_of(public))
     trainer = train(method, [make_batch(2)])
@@ -169,7 +169,7 @@ def test_a_training_starts_from_public_weights_once(tmp_path):
     continued = autoencoder(*overrides)
     train(continued, [make_batch(2)], resume=tmp_path / "a.ckpt", max_epochs=2)
     with pytest.raises(ArtifactError, match="does not exist"):
-        train(autoencoder(*overrides), [make_batch(2)])
+        autoencoder(*overrides).begin()
 
 
 def test_three_channels_inside_take_and_give_grey():

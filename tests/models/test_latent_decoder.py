@@ -86,10 +86,10 @@ def test_another_stage_2_is_refused(tmp_path):
     fresh = decoder()
     fresh.translator_checkpoint = str(checkpoint_of("latent_autoencoder"))
     with pytest.raises(ArtifactError, match="do not fit this transformer"):
-        fresh.on_fit_start()
+        fresh.begin()
     fresh.translator_checkpoint = ""
     with pytest.raises(ConfigError, match="translator_checkpoint=RUN"):
-        fresh.on_fit_start()
+        fresh.begin()
 
 
 def test_latents_alone_teach_it_nothing():

@@ -45,7 +45,7 @@ def test_a_new_training_takes_the_averaged_autoencoder_and_its_scale(tmp_path):
     raw = {name: value for name, value in wanted.items() if not name.startswith("ema.")}
     torch.save({"state_dict": raw}, folder / "last.ckpt")
     method.autoencoder_checkpoint = str(tmp_path / "run")
-    method.on_fit_start()
+    method.begin()
     assert same(
         weights_of(method.autoencoder),
         {name: wanted[f"autoencoder.{name}"] for name in method.autoencoder.state_dict()},
@@ -56,7 +56,7 @@ def test_a_new_training_without_a_trained_autoencoder_is_refused():
     method = translator()
     method.autoencoder_checkpoint = ""
     with pytest.raises(ConfigError, match="autoencoder_checkpoint=RUN"):
-        method.on_fit_start()
+        method.begin()
 
 
 def test_an_autoencoder_of_other_sizes_is_refused():
@@ -102,10 +102,11 @@ def test_latents_of_another_encoder_are_refused(tmp_path):
     method = translator()
     own = encoder_hash(method.autoencoder)
     method.learn_from_latents(2.0, own)
-    method.on_fit_start()
+    method.begin()
     assert method.latent_std == 2
+    method.learn_from_latents(2.0, "feedc0ffee00")
     with pytest.raises(ArtifactError, match=f"made by another encoder.*feedc0ffee.*{own[:12]}"):
-        method.learn_from_latents(2.0, "feedc0ffee00")
+        method.begin()
     method.learn_from_latents(2.0, own)
     # A run that goes on without stage 1 knows its encoder by itself.
     train(method, [make_batch(2)]).save_checkpoint(tmp_path / "a.ckpt")
@@ -119,7 +120,7 @@ def test_latents_of_another_encoder_are_refused(tmp_path):
 def test_the_scale_of_shards_goes_before_the_autoencoder_s():
     method = translator()
     method.set_latent_scale(2.5)
-    method.on_fit_start()
+    method.begin()
     assert method.latent_std == 2.5
     with pytest.raises(ConfigError, match="above 0"):
         method.set_latent_scale(0.0)

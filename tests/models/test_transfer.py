@@ -207,3 +207,14 @@ def test_a_run_prints_and_records_its_start_and_goes_on_without_the_files(folder
     assert (found.source_modality, found.target_modality, found.unit) == ("ct", "t1n", "normalised")
     assert Translation.load(tmp_path / "out").target_modality == "ct"
     assert main(["translate", "target_modality=t2w", *back[2:], f"output={tmp_path / 'no'}"]) == 2
+    # Nobody goes on from the best one: it begins anew, and needs the files.
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for name in ("last.ckpt", "previous.ckpt"):
+        (checkpoints / name).unlink(missing_ok=True)
+    assert (checkpoints / "best.ckpt").exists()
+    (tmp_path / "run" / "stage.json").write_text(
+        (tmp_path / "run" / "stage.json").read_text().replace('"finished": true', '"finished": false')
+    )
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "is not in the weights folder" in capsys.readouterr().err

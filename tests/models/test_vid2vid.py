@@ -138,16 +138,17 @@ def test_a_finer_scale_starts_from_a_coarser_run_and_resumes_without_it(tmp_path
     train(coarse, [make_batch(3)]).save_checkpoint(tmp_path / "coarse.ckpt")
     start = f"coarse_checkpoint={tmp_path / 'coarse.ckpt'}"
     method = make_method("vid2vid_fine", start, "learning_rate=1e-30")
+    assert method.begin() == {"coarser scales": f"from '{tmp_path / 'coarse.ckpt'}'"}
     train(method, [make_batch(3)]).save_checkpoint(tmp_path / "fine.ckpt")
     for network in (method.generator, method.averaged(method.generator)):
         for part in ("source_encoder", "past_encoder", "image_branch", "flow_branch"):
             taken, given = weights_of(getattr(network, part)), weights_of(getattr(coarse.generator, part))
             assert all(torch.allclose(taken[name], given[name], atol=1e-6) for name in given)
     with pytest.raises(ConfigError, match="not this one without its finest scale"):
-        train(make_method("vid2vid_fine", start, "generator.width=8"), [make_batch(3)])
+        make_method("vid2vid_fine", start, "generator.width=8").begin()
     (tmp_path / "coarse.ckpt").unlink()
     with pytest.raises(ArtifactError, match="does not exist"):
-        train(make_method("vid2vid_fine", start), [make_batch(3)])
+        make_method("vid2vid_fine", start).begin()
     resumed = make_method("vid2vid_fine", start)
     train(resumed, [make_batch(3)], resume=tmp_path / "fine.ckpt", max_epochs=1)
     assert same(weights_of(resumed), weights_of(method))
