@@ -123,11 +123,12 @@ class ClipDataModule(pl.LightningDataModule):
         self.store, self.config, self.position = store, config, Position()
         self.loader: ClipLoader | None = None
         self.budget_share = 0.0
-        if store.index.latents and any(config.stream.augment.model_dump().values()):
+        asked = [f"stream.augment.{name}" for name, much in config.stream.augment.model_dump().items() if much]
+        if store.index.latents and asked:
             raise ConfigError(
                 "Latents were encoded once and cannot be augmented",
-                value=", ".join(name for name, much in config.stream.augment.model_dump().items() if much),
-                remedy="Set stream=latents, or train from the slices themselves",
+                value=", ".join(asked),
+                remedy=f"Set {' '.join(f'{name}=0' for name in asked)}, or train from the slices themselves",
             )
         self.pairs: dict[Pair, dict[str, int]] = {}  # of pairings with many of them: slices per case
         if config.stream.pairing in ("paired", "unpaired"):
