@@ -67,12 +67,12 @@ def main(words: list[str]) -> None:
         )
         scored[in_hu].append(scores)
         lines += rows(f"{source} to {target}", list(able), columns, Scores.load(scores))
+    (output / "table.md").write_text("\n".join(lines) + "\n")
     for in_hu, places in scored.items():
         report = output / ("report-hu" if in_hu else "report-mr")
         shutil.rmtree(report, ignore_errors=True)
         if places:
             cinevox("report", *(f"input={place}" for place in places), f"output={report}")
-    (output / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
