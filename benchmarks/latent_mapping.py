@@ -40,7 +40,7 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
 def make(overrides: list[str], size: int, frames: int) -> torch.nn.Module:
     """Return stage 2 with random weights, its grid as large as the slices need."""
     node = compose(["model=latent_translator", "model.module.ema_decay=0", *overrides]).model.module
-    side = -(-size // 2 ** (len(node["autoencoder"]["multipliers"]) - 1))
+    side = -(-size // (2 ** (len(node["autoencoder"]["multipliers"]) - 1) * node["transformer"]["patch"]))
     node["transformer"] |= {"grid": [side, side], "frames": frames}
     torch.manual_seed(0)
     return lay_out(build(node), CPU)
@@ -52,7 +52,8 @@ def step_row(overrides: list[str], size: int, frames: int, rounds: int) -> list[
     slices = torch.rand(2 * frames, 1, size, size) * 2 - 1  # source and target
     latents = encode_slices(method.autoencoder, slices[:1])
     clip = latents.expand(frames, -1, -1, -1)[None].clone()
-    tokens = frames * latents.shape[2] * latents.shape[3]
+    rows, columns = method.transformer.grid
+    tokens = frames * rows * columns
     names = [method.transformer.indices([name]) for name in PAIR.values()]
     kept = Kept({p.untyped_storage().data_ptr() for p in method.parameters()})
 

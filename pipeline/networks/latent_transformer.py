@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.errors import ConfigError, nearest
+from pipeline.networks.padding import pad_to_multiple
 
 _SPREAD = 0.02  # of positions and embeddings at the start
 _EPSILON = 1e-6
@@ -45,7 +46,7 @@ class TransformerBlock(nn.Module):
 
 
 class LatentTransformer(nn.Module):
-    """Every latent vector of every slice is a token; source and target modality guide each block.
+    """Every patch of latent vectors of every slice is a token; source and target modality guide each block.
 
     Positions are learned, per place in the grid and per slice. A grid below the configured one takes the middle of
     them, since films are centred on the body and a token is as many millimetres wide; a larger one is refused. Fewer
@@ -54,11 +55,12 @@ class LatentTransformer(nn.Module):
     Args:
         modalities: The vocabulary; its order belongs to the weights.
         channels: Of a latent vector.
+        patch: Latent vectors along a side of a token's square; 1, as published: each is a token of its own.
         width: Of a token.
         depth: Blocks.
         heads: Of the attention; they divide the width.
         mlp_ratio: Hidden width of a block's two-layer network over ``width``.
-        grid: Largest rows and columns of latents.
+        grid: Largest rows and columns of tokens.
         frames: Most slices that are seen together (T); 1: each by itself, as published.
         residual: Predict the difference from the source's latents instead of the target's.
         dropout: After attention and after the two-layer network.
@@ -79,9 +81,10 @@ class LatentTransformer(nn.Module):
         frames: int = 1,
         residual: bool = True,
         dropout: float = 0.0,
+        patch: int = 1,
     ) -> None:
         super().__init__()
-        sizes = {"channels": channels, "width": width, "depth": depth, "heads": heads, "frames": frames}
+        sizes = {"channels": channels, "width": width, "depth": depth, "heads": heads, "frames": frames, "patch": patch}
         if min(*sizes.values(), *grid) < 1 or width % heads or mlp_ratio <= 0 or not 0 <= dropout < 1:
             raise ConfigError(
                 "A size of the transformer is out of range",
@@ -92,15 +95,15 @@ class LatentTransformer(nn.Module):
         if not modalities or len(set(modalities)) < len(modalities):
             raise ConfigError("The modalities need one name each", value=modalities, allowed="different names")
         self.modalities, self.channels, self.frames, self.residual = list(modalities), channels, frames, residual
-        self.grid = (grid[0], grid[1])
-        self.embed = nn.Linear(channels, width)
+        self.grid, self.patch = (grid[0], grid[1]), patch
+        self.embed = nn.Linear(channels * patch**2, width)
         self.place = nn.Parameter(torch.empty(*self.grid, width))
         self.time = nn.Parameter(torch.empty(frames, width))
         self.source, self.target = nn.Embedding(len(modalities), width), nn.Embedding(len(modalities), width)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads, mlp_ratio, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=_EPSILON, elementwise_affine=False)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-        self.head = nn.Linear(width, channels)
+        self.head = nn.Linear(width, channels * patch**2)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -140,8 +143,11 @@ class LatentTransformer(nn.Module):
         Raises:
             ConfigError: More frames, or a larger grid, than there are positions.
         """
-        frames, rows, columns = latents.shape[1], *latents.shape[-2:]
-        tokens = self.embed(latents.permute(0, 1, 3, 4, 2).flatten(1, 3))
+        batch, frames = latents.shape[:2]
+        height, width = latents.shape[-2:]
+        patches = F.pixel_unshuffle(pad_to_multiple(latents.flatten(0, 1), self.patch), self.patch)
+        rows, columns = patches.shape[-2:]
+        tokens = self.embed(patches.unflatten(0, (batch, frames)).permute(0, 1, 3, 4, 2).flatten(1, 3))
         tokens = tokens + self._positions(frames, rows, columns)
         guidance = self.source(source) + self.target(target)
         for block in self.blocks:
@@ -151,7 +157,8 @@ class LatentTransformer(nn.Module):
         with torch.autocast(device_type=latents.device.type, enabled=False):
             # In the head's own digits: float32, or more.
             found = self.head(tokens.to(self.head.weight.dtype))
-            found = found.unflatten(1, (frames, rows, columns)).permute(0, 1, 4, 2, 3)
+            found = found.unflatten(1, (frames, rows, columns)).permute(0, 1, 4, 2, 3).flatten(0, 1)
+            found = F.pixel_shuffle(found, self.patch)[..., :height, :width].unflatten(0, (batch, frames))
             return latents.to(found.dtype) + found if self.residual else found
 
     def _positions(self, frames: int, rows: int, columns: int) -> torch.Tensor:
@@ -159,7 +166,7 @@ class LatentTransformer(nn.Module):
         if frames > self.frames or rows > self.grid[0] or columns > self.grid[1]:
             raise ConfigError(
                 "The transformer has no positions for so many tokens",
-                value=f"{frames} slices of {rows} x {columns} latents",
+                value=f"{frames} slices of {rows} x {columns} tokens",
                 allowed=f"at most {self.frames} of {self.grid[0]} x {self.grid[1]}",
                 remedy=f"Set model.module.transformer.grid=[{max(rows, self.grid[0])},{max(columns, self.grid[1])}]"
                 if frames <= self.frames

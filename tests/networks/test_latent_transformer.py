@@ -100,7 +100,7 @@ def test_what_it_has_no_positions_or_names_for_is_refused():
     network = make(frames=2)
     with pytest.raises(ConfigError, match=r"3 slices of 4 x 6.*at most 2.*Raise model\.module\.transformer\.frames"):
         network(latents(frames=3), *pair(network))
-    with pytest.raises(ConfigError, match=r"5 x 6 latents.*transformer\.grid=\[5,6\]"):
+    with pytest.raises(ConfigError, match=r"5 x 6 tokens.*transformer\.grid=\[5,6\]"):
         network(latents(rows=5), *pair(network))
     with pytest.raises(ConfigError, match=r"'?t1c'?.*Allowed: ct, cbct, t1n.*Did you mean"):
         network.indices(["ct", "t1c"])
@@ -128,3 +128,24 @@ def test_impossible_sizes_are_refused(sizes):
     for names in ([], ["ct", "ct"]):
         with pytest.raises(ConfigError, match="one name each"):
             LatentTransformer(names)
+
+
+def test_a_patch_of_latents_is_a_token():
+    network, film = make(patch=2, grid=(2, 3), residual=False, frames=2), latents(2, 2)
+    alone = make(channels=16, grid=(2, 3), residual=False, frames=2)
+    alone.load_state_dict(network.state_dict())
+    # Row by row: channel, then place in the patch.
+    patches = film.unflatten(-2, (2, 2)).unflatten(-1, (3, 2)).permute(0, 1, 2, 4, 6, 3, 5).flatten(2, 4)
+    found = alone(patches, *pair(alone)).unflatten(2, (4, 2, 2)).permute(0, 1, 2, 5, 3, 6, 4).flatten(3, 4).flatten(-2)
+    assert torch.allclose(network(film, *pair(network)), found, atol=1e-6)
+
+
+def test_latents_that_are_no_multiple_of_a_patch_keep_their_size():
+    torch.manual_seed(0)
+    film = latents(1, 1, 3, 5)
+    fresh = LatentTransformer(NAMES, **{**TINY, "patch": 2, "grid": (2, 3)})
+    assert torch.equal(fresh(film, *pair(fresh, batch=1)), film)
+    network = make(patch=2, grid=(2, 3))
+    assert network(film, *pair(network, batch=1)).shape == film.shape
+    with pytest.raises(ConfigError, match=r"3 x 3 tokens.*at most 1 of 2 x 3"):
+        network(latents(1, 1, 5, 5), *pair(network, batch=1))

@@ -82,7 +82,7 @@ def test_a_training_reads_them_with_their_channels_and_at_unit_spread(place):
         assert np.allclose(batches[0]["source"][0], wanted.reshape(2, channels, *size), atol=1e-6)
         spread = torch.cat([batch["source"].flatten() for batch in batches]).std()
         assert 0.5 < spread < 2
-        with pytest.raises(ConfigError, match="cannot be augmented.*Set stream.augment"):
+        with pytest.raises(ConfigError, match=r"cannot be augmented.*Set stream\.augment"):
             ClipDataModule(store, configuration("stream.pairing=every_pair", "stream.clip_length=2"))
 
 
