@@ -188,11 +188,11 @@ def main(arguments: list[str]) -> int:
             ends[start] = [statistics.fmean(seed.values()) for seed in seeds]
         differences = [means["natural"][name] - value for name, value in means["scratch"].items()]
         interval = bootstrap_interval(differences)
-        shown = "too few patients" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
-        cells = [f"{statistics.fmean(means[start].values()):.2f}" for start in STARTS]
+        shown = "too few patients" if interval is None else f"{interval[0]:+.3g} to {interval[1]:+.3g}"
+        cells = [f"{statistics.fmean(means[start].values()):.4g}" for start in STARTS]
         by_seed = sorted(natural - scratch for scratch, natural in zip(*ends.values(), strict=True))
-        spread = f"{by_seed[0]:+.2f} to {by_seed[-1]:+.2f}"
-        row = [str(patients), str(len(differences)), *cells, f"{statistics.fmean(differences):+.2f}", shown, spread]
+        spread = f"{by_seed[0]:+.3g} to {by_seed[-1]:+.3g}"
+        row = [str(patients), str(len(differences)), *cells, f"{statistics.fmean(differences):+.3g}", shown, spread]
         lines.append(f"| {' | '.join(row)} |")
     table = "\n".join(lines)
     (given.output / "table.md").write_text(table + "\n")
