@@ -113,10 +113,8 @@ def measure(run: Path, films: list[Film], spacing_mm: tuple[float, float, float]
     data = load_checkpoint(run)
     method = load_method(data).to(device_for("auto"))
     assert isinstance(method, Vid2Vid)
-    network, pair = (
-        method.averaged(method.generator),
-        {f"{k}_modality": data["cinevox"][k] for k in ("source", "target")},
-    )
+    network = method.averaged(method.generator)
+    pair = {f"{name}_modality": data["cinevox"][name] for name in ("source", "target")}
     assert isinstance(network, Vid2VidGenerator)
     values: list[tuple[float, ...]] = []
     for film in films:
