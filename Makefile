@@ -38,8 +38,9 @@ demo: $(STAMP)  ## phantoms -> simulated CBCT -> shards -> vid2vid -> report, in
 	@echo
 	@echo "The report: $(abspath $(DEMO))/report/report.html"
 
+# A worker that dies is not replaced: with loadfile the run would then wait for ever.
 test: $(STAMP)  ## needs nothing but Python
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not real and not browser and not slurm and not long"
+	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder -m "not real and not browser and not slurm and not long"
 
 test-all: test  ## and what needs real volumes, a browser or SLURM
 	$(BIN)/python -m pytest -m "(real or browser or slurm) and not long"

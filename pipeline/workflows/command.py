@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,12 +22,12 @@ def start(words: Sequence[str], log: Path) -> int:
     What it says goes to the end of ``log``. A signal that asks us to stop is passed on to it; a command that does not
     turn it into code 75 by itself is to be continued all the same.
     """
-    with log.open("ab") as stream:
+    with log.open("ab") as stream, _passed_on() as (received, running):
         process = subprocess.Popen(  # noqa: S603 - a list, no shell
             [sys.executable, "-m", "pipeline", *words], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
         )
-        with _passing_on(process) as received:
-            code = _wait(process)
+        running(process)
+        code = _wait(process)
     return TO_BE_CONTINUED if received and code else code
 
 
@@ -40,17 +40,30 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 @contextmanager
-def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+def _passed_on() -> Iterator[tuple[list[int], Callable[[subprocess.Popen[bytes]], None]]]:
+    """Yield the signals received, and what to call with the process that they are for, as soon as it is there.
+
+    One that comes while it is being started would else end us, and leave it alone.
+    """
     received: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        process.send_signal(number)
+        if process is not None:
+            process.send_signal(number)
+
+    def running(started: subprocess.Popen[bytes]) -> None:
+        nonlocal process
+        process = started
+        for number in received.copy():
+            process.send_signal(number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # held until here: it holds them too, until it listens
 
     before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
-    held = signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # between two commands they wait for the next
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
-        yield received
+        yield received, running
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         for number, handler in before.items():

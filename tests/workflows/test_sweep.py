@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -225,10 +226,12 @@ def test_a_command_is_a_process_of_its_own_whose_words_reach_it_whole(tmp_path, 
 def test_a_signal_is_passed_on_and_the_sweep_is_to_be_continued(text, received, tmp_path, monkeypatch):
     log = script(tmp_path, monkeypatch, f"{text}\necho ready\nwhile :; do sleep 0.05; done")
 
+    number = getattr(signal, f"SIG{received}")
+
     def send():
         while not (log.exists() and log.read_text()):
             time.sleep(0.02)
-        os.kill(os.getpid(), getattr(signal, f"SIG{received}"))
+        os.kill(os.getpid(), number)
 
     before = signal.getsignal(signal.SIGTERM)
     sender = threading.Thread(target=send)
@@ -236,6 +239,19 @@ def test_a_signal_is_passed_on_and_the_sweep_is_to_be_continued(text, received, 
     assert start(["train"], log) == sweep.TO_BE_CONTINUED
     sender.join()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_that_comes_while_a_command_is_started_is_for_it(number, tmp_path, monkeypatch):
+    log = script(tmp_path, monkeypatch, "exec sleep 30")
+    popen = subprocess.Popen
+
+    def told_first(*words, **settings):
+        os.kill(os.getpid(), number)
+        return popen(*words, **settings)
+
+    monkeypatch.setattr(subprocess, "Popen", told_first)
+    assert start(["train"], log) == sweep.TO_BE_CONTINUED
 
 
 def test_a_stopped_member_stops_the_sweep(run, monkeypatch):
