@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.losses.adaptive_weight import AdaptiveWeight, mean_of_ranks
+from pipeline.losses.adaptive_weight import mean_of_ranks
 from pipeline.losses.reconstruction import masked_l1
-from pipeline.models.adam import Adam
-from pipeline.models.latents import check_judge, decode_slices, encode_slices, encoder_hash, judge
-from pipeline.models.translator import Batch, Translator, Update, total_loss, warm_cosine
+from pipeline.models.judged_images import JudgedImages
+from pipeline.models.latents import decode_slices, encode_slices, encoder_hash
+from pipeline.models.translator import Batch
 from pipeline.networks.kl_autoencoder import KLAutoencoder, divergence
 from pipeline.networks.padding import pad_to_multiple
 from pipeline.networks.patch_discriminator import MultiScalePatchDiscriminator
@@ -29,7 +29,7 @@ DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}
 _MEMORY = 0.99  # of the running spread of the latents
 
 
-class LatentAutoencoder(Translator):
+class LatentAutoencoder(JudgedImages):
     """Learn to give every slice back, from the ``target`` of clips whose source is the same modality.
 
     Args:
@@ -75,31 +75,23 @@ class LatentAutoencoder(Translator):
         max_norm: float = 1.0,
         ema_decay: float = 0.999,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            "autoencoder",
+            autoencoder,
+            discriminator,
+            perceptual,
+            weight_perceptual=weight_perceptual,
+            weight_kl=weight_kl,
+            weight_gan=weight_gan,
+            gan_start=gan_start,
+            learning_rate=learning_rate,
+            warm_up=warm_up,
+            max_norm=max_norm,
+        )
         if distance not in DISTANCES:
             known = ", ".join(DISTANCES)
             raise ConfigError("Unknown distance", value=distance, allowed=known, remedy=nearest(distance, DISTANCES))
-        numbers = {
-            "weight_perceptual": weight_perceptual,
-            "weight_kl": weight_kl,
-            "weight_gan": weight_gan,
-            "max_norm": max_norm,
-        }
-        if min(numbers.values()) < 0 or learning_rate <= 0 or not 0 <= warm_up < 1 or not 0 <= gan_start <= 1:
-            raise ConfigError(
-                "A setting of the autoencoder's training is out of range",
-                value=", ".join(f"{k}={v}" for k, v in numbers.items())
-                + f", learning_rate={learning_rate}, warm_up={warm_up}, gan_start={gan_start}",
-                allowed="weights and max_norm >= 0, learning_rate > 0, warm_up in [0, 1), gan_start in [0, 1]",
-            )
-        check_judge(discriminator, autoencoder)
-        self.autoencoder, self.discriminator, self.perceptual = autoencoder, discriminator, perceptual
-        self.weights = weights
-        self.distance = distance
-        self.weight_perceptual, self.weight_kl, self.weight_gan = weight_perceptual, weight_kl, weight_gan
-        self.gan_start = gan_start
-        self.learning_rate, self.warm_up, self.max_norm = learning_rate, warm_up, max_norm
-        self.adaptive = AdaptiveWeight(weight_gan)
+        self.weights, self.distance, self.weight_kl = weights, distance, weight_kl
         self.register_buffer("latent_std", torch.zeros(()))  # of the posterior means; 0: not known yet
         self._moments: list[torch.Tensor] = []  # of the latents of a step's parts: mean, and mean square
         self._draws = 0  # batches so far, which key the noise
@@ -150,28 +142,18 @@ class LatentAutoencoder(Translator):
         found, mean, log_variance = self.autoencoder(padded, part["noise"].flatten(0, 1))
         found = found[..., :height, :width]
         nats = divergence(mean, log_variance).mean() / padded.shape[-2:].numel()
-        losses = {f"{self.distance}_loss": DISTANCES[self.distance](found, wanted)}
-        if self.perceptual is not None and self.weight_perceptual:
-            losses["perceptual_loss"] = self.weight_perceptual * self.perceptual(found, wanted)
-        rate = self.learning_rate * warm_cosine(self.budget_share, self.warm_up)
-        optimizers = self._all_optimizers()
-        judged, verdict = [], {}
-        if self.discriminator is not None and self.weight_gan and self.budget_share >= self.gan_start:
-            adversarial, discriminator = judge(self.discriminator, wanted, found)
-            self.adaptive.measure(total_loss(losses), adversarial, self.autoencoder.decoder.conv_out.weight)
-            losses["gan_loss"] = self.adaptive.value * adversarial
-            judged = [Update(optimizers[1], discriminator, rate)]
-            verdict = {"discriminator_loss": discriminator, "adaptive_weight": self.adaptive.value.clone()}
-        losses["kl_loss"] = self.weight_kl * nats
-        update = Update(optimizers[0], total_loss(losses), rate)
+        losses, stepped = self.learn_from_images(
+            found,
+            wanted,
+            {f"{self.distance}_loss": DISTANCES[self.distance](found, wanted)},
+            beside={"kl_loss": self.weight_kl * nats},
+        )
         latents = mean.detach()
         self._moments.append(torch.stack([latents.mean(), latents.square().mean()]))
-        stepped = self.guarded_step([update, *judged], self.autoencoder, self.max_norm)
         if not self._passes:  # the step's last part
-            self.adaptive.settle(stepped)
             self._note_spread(stepped)
         error = masked_l1(found.detach().unflatten(0, part["target"].shape[:2]), part["target"], part["mask"])
-        return losses | verdict | {"nats_per_pixel": nats, "masked_l1": error}
+        return losses | {"nats_per_pixel": nats, "masked_l1": error}
 
     def _note_spread(self, stepped: bool) -> None:
         """Keep a running standard deviation of the posterior means, by which the next stage divides."""
@@ -223,8 +205,3 @@ class LatentAutoencoder(Translator):
                 remedy="Train model=latent_translator from this run",
             )
         return self.decode_slices(self.encode_slices(source), (source.shape[-2], source.shape[-1]))
-
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam(0.5, 0.9) for the autoencoder and for the discriminator, where there is one."""
-        networks = [self.autoencoder, self.discriminator]
-        return [Adam(n.parameters(), self.learning_rate, (0.5, 0.9)) for n in networks if n is not None]

@@ -11,28 +11,25 @@ import torch
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.losses.adaptive_weight import AdaptiveWeight
 from pipeline.losses.reconstruction import masked_l1
-from pipeline.models.adam import Adam
+from pipeline.models.judged_images import JudgedImages
 from pipeline.models.latents import (
     check_channels,
-    check_judge,
     fill,
-    judge,
     latents_of,
     map_latents,
     pairs_of,
     refuse_another,
     translate_film,
 )
-from pipeline.models.translator import Batch, Translator, Update, total_loss, warm_cosine
+from pipeline.models.translator import Batch
 from pipeline.networks.kl_autoencoder import KLAutoencoder
 from pipeline.networks.latent_transformer import LatentTransformer
 from pipeline.networks.patch_discriminator import MultiScalePatchDiscriminator
 from pipeline.networks.weights_file import read_buffer, read_network
 
 
-class LatentDecoder(Translator):
+class LatentDecoder(JudgedImages):
     """Decode what the transformer predicts, and learn from the target's pixels; encoder and transformer are frozen.
 
     A prediction errs where an encoded slice does not, and the decoder of stage 1 never saw such latents. They are
@@ -75,26 +72,29 @@ class LatentDecoder(Translator):
         max_norm: float = 1.0,
         ema_decay: float = 0.999,
     ) -> None:
-        super().__init__()
-        weights = {"weight_perceptual": weight_perceptual, "weight_gan": weight_gan, "max_norm": max_norm}
-        if min(weights.values()) < 0 or learning_rate <= 0 or not 0 <= warm_up < 1 or not 0 <= gan_start <= 1:
-            raise ConfigError(
-                "A setting of the decoder's training is out of range",
-                value=", ".join(f"{k}={v}" for k, v in weights.items())
-                + f", learning_rate={learning_rate}, warm_up={warm_up}, gan_start={gan_start}",
-                allowed="weights and max_norm >= 0, learning_rate > 0, warm_up in [0, 1), gan_start in [0, 1]",
-            )
+        super().__init__(
+            "decoder",
+            autoencoder,
+            discriminator,
+            perceptual,
+            weight_perceptual=weight_perceptual,
+            weight_gan=weight_gan,
+            gan_start=gan_start,
+            learning_rate=learning_rate,
+            warm_up=warm_up,
+            max_norm=max_norm,
+        )
         check_channels(autoencoder, transformer)
-        check_judge(discriminator, autoencoder)
-        self.autoencoder, self.transformer = autoencoder.requires_grad_(False), transformer.requires_grad_(False)
-        self.autoencoder.decoder.requires_grad_(True)
-        self.discriminator, self.perceptual = discriminator, perceptual
+        self.transformer = transformer.requires_grad_(False)
+        autoencoder.requires_grad_(False)
+        autoencoder.decoder.requires_grad_(True)
         self.translator_checkpoint = translator_checkpoint
-        self.weight_perceptual, self.weight_gan, self.gan_start = weight_perceptual, weight_gan, gan_start
-        self.learning_rate, self.warm_up, self.max_norm = learning_rate, warm_up, max_norm
-        self.adaptive = AdaptiveWeight(weight_gan)
         self.register_buffer("latent_std", torch.ones(()))
         self.start_ema(autoencoder.decoder, ema_decay)
+
+    def learner(self) -> nn.Module:
+        """Return the decoder alone."""
+        return self.autoencoder.decoder
 
     def begin(self) -> dict[str, str]:
         """Take the networks of stage 2; see ``Translator.begin``.
@@ -148,22 +148,7 @@ class LatentDecoder(Translator):
         wanted = target.flatten(0, 1)
         found = self.autoencoder.decode(self._predicted(part))[..., : wanted.shape[-2], : wanted.shape[-1]]
         losses = {"l1_loss": masked_l1(found.unflatten(0, target.shape[:2]), target, part["mask"])}
-        if self.perceptual is not None and self.weight_perceptual:
-            losses["perceptual_loss"] = self.weight_perceptual * self.perceptual(found, wanted)
-        rate = self.learning_rate * warm_cosine(self.budget_share, self.warm_up)
-        optimizers = self._all_optimizers()
-        judged, verdict = [], {}
-        if self.discriminator is not None and self.weight_gan and self.budget_share >= self.gan_start:
-            adversarial, discriminator = judge(self.discriminator, wanted, found)
-            self.adaptive.measure(total_loss(losses), adversarial, self.autoencoder.decoder.conv_out.weight)
-            losses["gan_loss"] = self.adaptive.value * adversarial
-            judged = [Update(optimizers[1], discriminator, rate)]
-            verdict = {"discriminator_loss": discriminator, "adaptive_weight": self.adaptive.value.clone()}
-        update = Update(optimizers[0], total_loss(losses), rate)
-        stepped = self.guarded_step([update, *judged], self.autoencoder.decoder, self.max_norm)
-        if not self._passes:  # the step's last part
-            self.adaptive.settle(stepped)
-        return losses | verdict
+        return self.learn_from_images(found, wanted, losses)[0]
 
     def translate(
         self,
@@ -184,8 +169,3 @@ class LatentDecoder(Translator):
         decoder = self.averaged(self.autoencoder.decoder)
         pair = (source_modality, target_modality)
         return translate_film(self.autoencoder, self.transformer, self.latent_std, source, *pair, decoder)
-
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam(0.5, 0.9) for the decoder and for the discriminator, where there is one."""
-        networks = [self.autoencoder.decoder, self.discriminator]
-        return [Adam(n.parameters(), self.learning_rate, (0.5, 0.9)) for n in networks if n is not None]

@@ -9,12 +9,10 @@ import torch
 from torch import nn
 
 from pipeline.errors import ArtifactError, ConfigError
-from pipeline.losses.adversarial import discriminator_loss, generator_loss
-from pipeline.models.translator import Batch, evaluating, frozen
+from pipeline.models.translator import Batch, evaluating
 from pipeline.networks.kl_autoencoder import KLAutoencoder
 from pipeline.networks.latent_transformer import LatentTransformer
 from pipeline.networks.padding import pad_to_multiple
-from pipeline.networks.patch_discriminator import MultiScalePatchDiscriminator
 
 SLICES_AT_ONCE = 4  # in translate; bounds the memory
 
@@ -169,18 +167,6 @@ def per_clip(modality: str | Sequence[str], clips: int) -> list[str]:
     return names
 
 
-def check_judge(discriminator: MultiScalePatchDiscriminator | None, autoencoder: KLAutoencoder) -> None:
-    """Raise ``ConfigError`` for a discriminator that does not take the autoencoder's images."""
-    channels = 1 if autoencoder.grey else autoencoder.channels
-    if discriminator is not None and discriminator.channels != channels:
-        raise ConfigError(
-            "The discriminator has the wrong number of input channels",
-            value=discriminator.channels,
-            allowed=channels,
-            remedy=f"Set model.module.discriminator.channels={channels}",
-        )
-
-
 def check_channels(autoencoder: KLAutoencoder, transformer: LatentTransformer) -> None:
     """Raise ``ConfigError`` for a transformer of other latents."""
     if autoencoder.latent_channels != transformer.channels:
@@ -190,13 +176,3 @@ def check_channels(autoencoder: KLAutoencoder, transformer: LatentTransformer) -
             allowed=autoencoder.latent_channels,
             remedy=f"Set model.module.transformer.channels={autoencoder.latent_channels}",
         )
-
-
-def judge(network: nn.Module, real: torch.Tensor, fake: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the hinge losses of who made ``fake``, through frozen weights, and of the discriminator.
-
-    Both are images (batch, channels, height, width).
-    """
-    discriminator = discriminator_loss(network(real), network(fake.detach()), "hinge")
-    with frozen(network):
-        return generator_loss(network(fake), "hinge"), discriminator
