@@ -8,8 +8,9 @@ gives back (t1n:t1n). CT and CBCT are scored in HU (metrics=synthrad2025); MR be
 translate.range=reference puts it (metrics=brats). Keys with a dot are settings of 'cinevox translate'. What is
 finished is not done again.
 
-Writes FOLDER/SOURCE-TARGET/{NAME,scores}, FOLDER/report-hu, FOLDER/report-mr (all pairs in one page each) and
-FOLDER/table.md. A pair's region is the first that it has of mask, body and whole.
+Writes FOLDER/SOURCE-TARGET/{NAME,scores,report}, FOLDER/report-hu, FOLDER/report-mr (all pairs in one page each,
+without pictures: a pair's are held against its own target) and FOLDER/table.md. A pair's region is the first
+that it has of mask, body and whole.
 """
 
 from __future__ import annotations
@@ -69,11 +70,17 @@ def main(words: list[str]) -> None:
         lines += rows(f"{source} to {target}", list(able), columns, Scores.load(scores))
     (output / "table.md").write_text("\n".join(lines) + "\n")
     for in_hu, places in scored.items():
-        report = output / ("report-hu" if in_hu else "report-mr")
-        shutil.rmtree(report, ignore_errors=True)
         if places:
-            cinevox("report", *(f"input={place}" for place in places), f"output={report}")
+            report(places, output / ("report-hu" if in_hu else "report-mr"), "report.cases=0")
+        for place in places:
+            report([place], place.with_name("report"))
     print("\n".join(lines))
+
+
+def report(scores: list[Path], output: Path, *settings: str) -> None:
+    """Write a report anew: another run may have come to it."""
+    shutil.rmtree(output, ignore_errors=True)
+    cinevox("report", *settings, *(f"input={place}" for place in scores), f"output={output}")
 
 
 def rows(pair: str, names: list[str], columns: dict[str, int], scores: Scores) -> Iterator[str]:

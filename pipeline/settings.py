@@ -289,7 +289,7 @@ class ReportSettings(Section):
 
     title: str
     notes: list[str]  # remarks, beside those of the scores
-    cases: Count
+    cases: Annotated[int, Field(ge=0)]  # that are drawn; 0: none
     panels: Count  # slices per case
     windows: Annotated[dict[str, tuple[float, Positive]], Field(min_length=1, max_length=6)]  # name: level, width in HU
     difference: Positive  # end of the symmetric difference scale

@@ -164,7 +164,11 @@ def test_every_pair_is_translated_scored_and_reported_for_the_runs_that_have_it(
     assert pairs == [["ct to t1n", "whole", "both"], ["t1n to ct", "body", "both"], ["t1n to ct", "body", "one"]]
     assert table[2][3:] == table[3][3:] and float(table[2][3]) > 1  # two identities, in HU
     assert 0 < float(table[1][3]) < 1  # MR, between the reference's percentiles
-    for report in ("report-hu", "report-mr"):
-        assert (tmp_path / "out" / report / "report.html").is_file()
+    for report in ("report-hu", "report-mr", "ct-t1n/report", "t1n-ct/report"):
+        page = tmp_path / "out" / report / "report.html"
+        assert page.is_file()
+        # What is held against two targets in one picture would be wrong in one of them.
+        drawn = [path for path in (page.parent / "figures").iterdir() if path.name.endswith("_differences.png")]
+        assert bool(drawn) is report.endswith("/report")
     with pytest.raises(SystemExit, match="0 of the shard folders hold ct and t1n"):
         every_pair.main([f"output={tmp_path / 'out'}", *runs])

@@ -140,9 +140,13 @@ def _bar(
     bar.ax.set_title(title, color=ROOM.ink, fontsize=8, pad=3, loc="left")
 
 
+_ROWS_WITHIN = 6  # of a legend; more of them make the chart higher
+
+
 def _chart(theme: Theme, legend_rows: int = 0) -> tuple[Figure, Axes]:
     """Return a small chart with fixed margins; finding them for each of dozens would double the drawing time."""
     width, height = _CHART_IN
+    height += 0.17 * max(0, legend_rows - _ROWS_WITHIN)
     figure = new_figure(width, height, theme)
     figure.set_layout_engine("none")
     top = 0.3 + 0.17 * legend_rows

@@ -134,6 +134,8 @@ class Gallery:
         """Return the cases to draw with their rank: all, or spread from the best to the worst."""
         cases = [case for case in unique(s.case for s in self.scores.scores) if case in self.files]
         names, heads = regions(self.scores), columns(self.scores)
+        if not self.settings.cases:
+            return {}
         if len(cases) <= self.settings.cases or not names or not self.methods:
             return dict.fromkeys(cases, "")
         head, method = heads[0], self.methods[0]

@@ -63,7 +63,8 @@ def test_awkward_cases_draw_without_warnings():
     target[:, :10] = 0
     empty = np.zeros(SHAPE, bool)
     odd = {"_under $": np.zeros(SHAPE, np.float32), "模型": np.zeros(SHAPE, np.float32)}
-    for case in (picture(target=target), picture(empty), picture(volumes=odd)):
+    many = {f"method {k}": np.zeros(SHAPE, np.float32) for k in range(40)}  # a legend higher than a chart
+    for case in (picture(target=target), picture(empty), picture(volumes=odd), picture(volumes=many)):
         methods = [name for name in case.volumes if name != "source"]
         histogram = Histogram("HU", 500)
         histogram.add(case)
