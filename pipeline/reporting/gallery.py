@@ -116,6 +116,7 @@ class Gallery:
         return [chart, self._chart(agreement.draw, "agreement", alt, f"{_AGREEMENT} Taken {shown}.")]
 
     def _find_volumes(self) -> None:
+        shown: str | None = None  # the target of all pictures: a case's methods are held against one volume
         for place in self.scores.translations:
             try:
                 record = Translation.load(Path(place))
@@ -123,6 +124,12 @@ class Gallery:
                 self.notes.append("The volumes of a translation are no longer where they were, so it has no pictures.")
                 continue
             method = record.label or record.method
+            shown = record.target_modality if shown is None else shown
+            if record.target_modality != shown:
+                self.notes.append(
+                    f"Pictures are held against {shown}; '{method}' makes another modality, and has none."
+                )
+                continue
             folder = Path(place) if Path(place).is_dir() else Path(place).parent
             self.show_source = self.show_source or (self.unit == "HU" and record.source_modality in _HU_MODALITIES)
             for case in record.cases:

@@ -7,7 +7,7 @@ inputs must have been scored with the same profile. The page is one file that op
 per case, a film of source, predictions, target and difference to scrub through in three linked planes. It runs no
 script but its own and makes no request.
 
-Main options: report.title, report.cases (how many cases are drawn), report.panels (axial slices per case),
+Main options: report.title, report.cases (how many are drawn; 0: none), report.panels (axial slices per case),
 report.windows (name: level, width), report.difference (end of the difference scale), report.films, report.megabytes
 (what pictures and films may take in the page), --dry-run.
 """

@@ -12,7 +12,7 @@ import pytest
 from scored_case import make_translation, settings
 
 from pipeline.errors import ConfigError
-from pipeline.records import Scores, SetScore, unique
+from pipeline.records import Scores, SetScore, Translation, unique
 from pipeline.reporting.gallery import file_name
 from pipeline.stages import evaluate, report
 
@@ -186,6 +186,23 @@ def test_without_volumes_there_are_tables(scored, tmp_path):
     report.run(settings(input=[tmp_path / "scores.json"], output=tmp_path / "r"))
     html = (tmp_path / "r/report.html").read_text()
     assert "no longer where they were" in html and "20.0 ± 0.0" in html and "soft tissue 40/400" not in html
+
+
+def test_pictures_are_held_against_one_target(tmp_path):
+    """A case of another pair has the same name, and another truth."""
+    for name, target in (("a", "ct"), ("b", "cbct")):
+        translated = make_translation(tmp_path / name, f"to {target}")
+        record = Translation.load(translated)
+        record.model_copy(update={"target_modality": target}).save(translated)
+        evaluate.run(settings(input=[translated], output=tmp_path / f"s{name}"))
+    places = [tmp_path / "sa", tmp_path / "sb"]
+    report.run(settings("report.cases=1", "report.panels=1", input=places, output=tmp_path / "r"))
+    html = (tmp_path / "r/report.html").read_text()
+    assert "Pictures are held against ct; 'to cbct' makes another modality" in unescape(html)
+    film = re.search(r'class="film-header">(.*?)</script>', html, re.S)[1]
+    assert "to ct" in film and "to cbct" not in film
+    report.run(settings("report.cases=0", input=places, output=tmp_path / "r0"))
+    assert "film-header" not in (tmp_path / "r0/report.html").read_text()
 
 
 def test_nothing_scored_still_gives_a_page(tmp_path):
